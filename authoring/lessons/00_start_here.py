@@ -1,0 +1,392 @@
+# %% [markdown]
+# # 00 Start here: a memory of one number
+#
+# A language model reads a million words and keeps what matters. What is the smallest machine that
+# keeps anything at all? This lesson builds that machine, draws it, and lets you write it yourself.
+# The drawing is the picture of the whole course: when you reach Mamba you will draw it again, and it
+# will look only a little different.
+#
+# Twenty-five minutes. Run a cell with **Shift + Enter**, change what you like: this is your own copy,
+# in `work/`, and nothing overwrites it.
+
+# %%
+import torch
+from ssmcourse import explore, linear_scan, predict
+from ssmcourse.explore import MatrixView, curves, show
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+
+# %% [markdown]
+# ## Predict
+#
+# Here is a memory of one number. At every step it keeps a part `a` of what it holds and adds what
+# comes in:
+#
+# $$h_t = a\,h_{t-1} + x_t$$
+#
+# Take `a = 0.5`. Feed it a single 1, then zeros. **After how many steps is less than a hundredth
+# left?** And with `a = 0.9`? Put a number in place of each `None`, then run the cell. A guess costs
+# nothing; it waits here until the answer comes.
+
+# %%
+predict("start.half", None, question="a = 0.5: after how many steps is less than 1/100 left?")
+
+# %%
+predict("start.nine_tenths", None, question="a = 0.9: after how many steps is less than 1/100 left?")
+
+# %% [markdown]
+# ## Derive
+#
+# **Step 1. Run it.** The loop below is the memory, all of it.
+
+# %%
+def run(a, x):
+    """h_t = a h_{t-1} + x_t, starting from nothing; x (l,) -> h (l,)."""
+    h, out = torch.zeros(()), []
+    for x_t in x:
+        h = a * h + x_t
+        out.append(h)
+    return torch.stack(out)
+
+
+pulse = torch.zeros(8)
+pulse[0] = 1.0
+print(run(0.5, pulse))
+
+# %% [markdown]
+# The 1 came in at step 0. One step later half of it is left, then a quarter. Count until it drops
+# below a hundredth:
+
+# %%
+def life(a, left=0.01):
+    """Steps until less than `left` remains of an input."""
+    steps, h = 0, 1.0
+    while h >= left:
+        steps, h = steps + 1, a * h
+    return steps
+
+
+predict.show("start.half", life(0.5))
+
+# %%
+predict.show("start.nine_tenths", life(0.9))
+
+# %% [markdown]
+# Seven steps with `a = 0.5`, forty-four with `a = 0.9`. Most people guess far too low for 0.9, because
+# keeping 90 % *feels* like losing a lot. It loses so little that the memory reaches back six times as
+# far. Nearly all of a memory's reach lies in the last tenth between 0.9 and 1.
+#
+# **Step 2. Every input lives the same life.** The numbers above belong to an input that arrived at
+# step 0. What about one that arrives at step 3?
+
+# %%
+later = torch.zeros(8)
+later[3] = 1.0
+print(run(0.5, later))
+
+# %% [markdown]
+# The same life, three places further down. So write the life of the first input as a column, and next
+# to it the column of each later input, shifted down one place more:
+
+# %%
+l = 8
+M = torch.stack([run(0.5, one_hot) for one_hot in torch.eye(l)], dim=1)  # (l, l): column j is the life of input j
+print(M)
+
+# %% [markdown]
+# **Step 3. This triangle is the memory.** Row $i$ says what the output at step $i$ is made of. Column
+# $j$ says what became of input $j$. Above the diagonal stand zeros: nothing is remembered before it
+# happens. Move the mouse over the picture, or click it and use the arrow keys.
+
+# %%
+MatrixView(M, title="M for a = 0.5", row_name="output i", column_name="input j")
+
+# %% [markdown]
+# If the triangle really is the memory, then multiplying by it must give what the loop gives, for any
+# input and not only for single ones. Here is a claim; the next cell tests it.
+
+# %%
+torch.manual_seed(0)
+x = torch.randn(l)
+by_loop = run(0.5, x)
+by_matrix = M @ x
+print("largest difference:", (by_loop - by_matrix).abs().max().item())
+assert torch.equal((by_loop - by_matrix).abs() < 1e-15, torch.ones(l, dtype=torch.bool))
+
+# %% [markdown]
+# Two programs, one map. The loop walks along the sequence and carries one number. The matrix holds all
+# the answers at once and carries nothing. **Every layer of this course is such a map**, $y = Mx$ with
+# $M$ lower triangular, and every algorithm of this course is a way to compute $Mx$ without ever
+# writing $M$ down. But $M$ is what we look at, and what we test against.
+#
+# **Step 4. The formula.** How does input $j$ reach output $i$? It is multiplied by $a$ once for each
+# step in between, so
+#
+# $$M_{ij} = a^{\,i-j}\quad (i \ge j), \qquad M_{ij} = 0 \quad (i < j).$$
+#
+# With numbers: input 1 reaches output 3 after two steps, $M_{31} = 0.5^2 = 0.25$.
+
+# %%
+i, j = torch.arange(l)[:, None], torch.arange(l)[None, :]
+by_formula = torch.where(i >= j, 0.5 ** (i - j).clamp(min=0), 0.0)
+print("M[3, 1] =", M[3, 1].item())
+assert torch.equal(by_formula, M)
+
+# %% [markdown]
+# **Step 5. Where `a` comes from.** Nobody picks 0.9 by hand. Think of the memory as a leaking tank in
+# continuous time, $h'(t) = A\,h(t) + x(t)$ with $A < 0$. Left alone for a time $\Delta$ it keeps the
+# part
+#
+# $$a = e^{\Delta A}.$$
+#
+# $A$ says how fast it leaks, $\Delta$ how much time passes between two inputs. With $A = -1$ and
+# $\Delta = 0.1$: $a = e^{-0.1} = 0.905$. The tank is half empty after $\ln 2 / 0.1 \approx 6.9$ steps.
+# Only the product $\Delta A$ matters: a slow leak looked at rarely equals a fast leak looked at often.
+
+# %%
+A, dt = torch.tensor(-1.0), torch.tensor(0.1)
+a = torch.exp(dt * A)
+half_life = torch.log(torch.tensor(2.0)) / (-dt * A)
+print(f"a = {a:.4f}, half-life {half_life:.2f} steps, a ** half_life = {a**half_life:.4f}")
+assert torch.isclose(a**half_life, torch.tensor(0.5))
+assert torch.equal(torch.exp(dt * A), torch.exp((dt / 4) * (4 * A)))
+
+# %% [markdown]
+# **Step 6. Several numbers.** One number can only fade. Give the memory $n$ numbers that leak at
+# different speeds, and read them with weights $C$: $y_t = \sum_k C_k h_{k,t}$. The life of an input is
+# now a mix of decays, and a mix can do more: rise first, then fade.
+
+# %%
+decays = torch.tensor([0.95, 0.8])
+C = torch.tensor([1.0, -1.0])
+lags = torch.arange(40)
+kernel = (C[:, None] * decays[:, None] ** lags).sum(0)  # (40,): the life of one input
+show(
+    curves(
+        {"0.95 minus 0.8": kernel, "0.95 alone": decays[0] ** lags},
+        x=lags,
+        x_name="steps since the input arrived",
+        y_name="what is left of it",
+    ),
+    alt="The difference of two decays starts at 0, rises to 0.5 after nine steps, then fades; one decay only fades.",
+)
+
+# %% [markdown]
+# $M$ still has one number per distance: it is constant along its diagonals, because an input's life
+# does not depend on *when* it arrives. Such a matrix is a convolution, and that is what S4 is made of
+# (lesson 03). The test: multiply by the matrix, convolve with the kernel, compare.
+
+# %%
+M_mix = torch.where((lags[:, None] >= lags), kernel[(lags[:, None] - lags).clamp(min=0)], 0.0)
+x = torch.randn(40)
+convolved = torch.stack([(kernel[: t + 1].flip(0) * x[: t + 1]).sum() for t in range(40)])
+print("largest difference:", (M_mix @ x - convolved).abs().max().item() < 1e-14)
+assert torch.allclose(M_mix @ x, convolved, atol=1e-14)
+
+# %% [markdown]
+# **Step 7. Let the input decide.** So far the memory forgets on a fixed schedule, whatever it reads.
+# Now give every step its own $a_t$:
+#
+# $$h_t = a_t\,h_{t-1} + x_t, \qquad M_{ij} = a_{j+1}\,a_{j+2}\cdots a_i.$$
+#
+# With numbers: if $a_2 = 0.9$ and $a_3 = 0.5$, then $M_{31} = 0.9 \cdot 0.5 = 0.45$. A gate near 1 holds
+# everything; a gate of 0 wipes the slate. Below, the memory holds, and at steps 10 and 22 it reads
+# something that makes it forget:
+
+# %%
+gates = torch.full((32,), 0.93)
+gates[[10, 22]] = 0.0
+M_gated = torch.stack([linear_scan(gates[None], e[None])[0] for e in torch.eye(32)], dim=1)
+MatrixView(M_gated, title="M when the input sets the gates", row_name="output i", column_name="input j")
+
+# %% [markdown]
+# The columns are no longer copies of each other. Input 9 lives for one step, input 11 for eleven. Rows
+# after step 10 see nothing of what came before: the memory has started a new paragraph. **That is
+# selection, and it is what all the fuss about Mamba is about.** `linear_scan` is the library's loop for
+# it, one function with several algorithms behind it. Does it agree with the product formula?
+
+# %%
+def product(i, j):
+    return torch.prod(gates[j + 1 : i + 1])  # the empty product is 1
+
+
+by_products = torch.tensor([[product(i, j) if i >= j else 0.0 for j in range(32)] for i in range(32)])
+print("equal:", (M_gated - by_products).abs().max().item() < 1e-15)
+assert torch.allclose(M_gated, by_products, atol=1e-15)
+
+# %% [markdown]
+# ## Implement
+#
+# Your turn, in [the exercises of this lesson](../exercises/00_start_here.ipynb). Each is a function of
+# a few lines with instant checks, three hints, and a solution that opens after one honest try.
+#
+# | exercise | you write | difficulty | minutes | it unlocks |
+# |---|---|---|---|---|
+# | `run_memory` | the loop | 1 | 5 | the curve in the explorable below |
+# | `memory_matrix` | $M$ from one number | 1 | 8 | the picture, drawn by your own function |
+# | `gated_matrix` | $M$ from a sequence of gates | 2 | 12 | the matrix inside Mamba, lesson 05 |
+#
+# ## See
+#
+# The memory of step 5, alive. Drag $A$ and $\Delta$, choose an input, and watch the curve and the
+# triangle change together. Click a slider and use the arrow keys for small steps.
+
+# %%
+explore.memory()
+
+# %% [markdown]
+# Three things to try. Make $\Delta$ four times larger and $A$ four times smaller: nothing moves, as
+# step 5 promised. Choose the two pulses and find the $A$ at which the first is just gone when the second
+# arrives. Then switch on the gate and look for the columns that stop being copies.
+#
+# ## Measure
+#
+# The matrix and the loop give the same numbers. What do they cost? Predict first, from the formulas:
+#
+# | | multiply-adds | numbers stored |
+# |---|---|---|
+# | the matrix, $l \times l$ | $l^2$ (half are zeros, still multiplied) | $l^2$ |
+# | the loop | $l$ | 1 |
+#
+# For $l = 4096$ that is 16.8 million against 4,096, and 134 MB against 8 bytes in float64. The loop
+# should win by far more than a factor of ten. It has a weakness that lesson 06 removes: its steps wait
+# for each other. The next cell times both on your machine.
+
+# %% tags=["timing"]
+from time import perf_counter
+
+
+def median_ms(f, rounds=7):
+    times = []
+    for _ in range(rounds):
+        start = perf_counter()
+        f()
+        times.append(1e3 * (perf_counter() - start))
+    return sorted(times)[rounds // 2]
+
+
+l = 4096
+x = torch.randn(l)
+a_all = torch.full((1, l), 0.9)
+lags = torch.arange(l)
+M_big = torch.where(lags[:, None] >= lags, 0.9 ** (lags[:, None] - lags).clamp(min=0), 0.0)
+linear_scan(a_all, x[None])  # the first call compiles
+dense, scan = median_ms(lambda: M_big @ x), median_ms(lambda: linear_scan(a_all, x[None]))
+print(f"M @ x: {dense:.2f} ms, the library's scan: {scan:.3f} ms, ratio {dense / scan:.0f}")
+
+# %% [markdown]
+# The stored figure below comes from a dated run of `benchmarks/memory.py`, with its machine named. The
+# matrix grows with the square of the length; the scan grows in a line once the fixed cost of a call is
+# paid.
+
+# %%
+from ssmcourse.explore import stored_result
+
+result = stored_result("memory")
+print(result["date"], "|", result["machine"])
+show(
+    curves(
+        {"M @ x": result["dense_ms"], "linear_scan": result["scan_ms"]},
+        x=result["length"],
+        x_name="length l",
+        y_name="milliseconds (median of 15)",
+        log_x=True,
+        log_y=True,
+    ),
+    alt="Time against length: the dense product grows with the square of l, the scan in a line.",
+)
+
+# %% [markdown]
+# ## Break it
+#
+# **Turn `a` past 1.** The tank no longer leaks, it grows. How long does a float32 last?
+
+# %%
+grown = linear_scan(torch.full((1, 1200), 1.1, dtype=torch.float32), torch.ones(1, 1200, dtype=torch.float32))[0]
+print("h at steps 10, 100, 900:", [f"{grown[k]:.3g}" for k in (10, 100, 900)])
+print("first infinity at step", int(grown.isinf().nonzero()[0]))
+
+# %% [markdown]
+# $1.1^{l}$ passes the largest float32, $3.4 \cdot 10^{38}$, at about $l = 931$; the sum of all the inputs
+# gets there two dozen steps earlier. That is why $a = e^{\Delta A}$ with $A < 0$: it lies between 0 and
+# 1 whatever the training does to $A$ and $\Delta$. The safety has a price. Such an $a$ is never
+# negative, so no single number of this memory can flip back and forth, and lesson 13 shows what that
+# makes impossible.
+#
+# **Take away the gate.** Is selection needed, or would a clever fixed memory do? A task: values arrive,
+# some carry a flag, and the output must be *the last flagged value*. A gated memory does it exactly: at
+# a flag, forget everything and take the value; else hold. Against it stands the best fixed memory there
+# is: for *every* lag up to 32 its own free weight, on values and on flags, fitted by least squares. If
+# the fixed memory comes near zero error, our claim is wrong.
+
+# %%
+def flagged_task(seed, l=4000):
+    """values (l,), flags (l,) of which one in five is set, target (l,): the last flagged value."""
+    g = torch.Generator().manual_seed(seed)
+    values, flags = torch.randn(l, generator=g), (torch.rand(l, generator=g) < 0.2).double()
+    flags[0] = 1.0
+    last = torch.cummax(torch.arange(l) * flags.long(), 0).values
+    return values, flags, values[last]
+
+
+def lagged(x, n=32):
+    return torch.stack([torch.cat([torch.zeros(k), x[: len(x) - k]]) for k in range(n)], dim=1)  # (l, n)
+
+
+def relative_error(y, target):
+    return ((y - target).square().mean() / target.var()).item()
+
+
+# %%
+fixed, gated = [], []
+for seed in range(5):
+    (v, f, target), (v2, f2, target2) = flagged_task(seed), flagged_task(100 + seed)
+    weights = torch.linalg.lstsq(torch.cat([lagged(v), lagged(f)], 1), target[:, None]).solution
+    fixed.append(relative_error((torch.cat([lagged(v2), lagged(f2)], 1) @ weights)[:, 0], target2))
+    gated.append(relative_error(linear_scan((1 - f2)[None], (f2 * v2)[None])[0], target2))
+print(f"best fixed memory: {min(fixed):.2f} to {max(fixed):.2f} over 5 seeds")
+print(f"gated memory:      {min(gated):.2f} to {max(gated):.2f}")
+assert min(fixed) > 0.5 and max(gated) < 1e-20
+
+# %% [markdown]
+# An error of 1 means "no better than always answering zero". The fixed memory stays near it, on data it
+# was not fitted to; no choice of weights can know which value carried the flag. The gate reads the flag.
+# Mamba's paper makes the same point with a harder task, selective copying (Gu and Dao 2023, Table 1);
+# lesson 05 trains on it.
+#
+# ## Remember
+#
+# 1. A memory of one number: $h_t = a h_{t-1} + x_t$.
+# 2. As a matrix: $M_{ij} = a^{i-j}$ on and below the diagonal. Rows: what an output is made of. Columns:
+#    the life of an input.
+# 3. $a = e^{\Delta A}$ with $A < 0$: only $\Delta A$ matters, and $a$ stays between 0 and 1.
+# 4. Fixed $a$: constant diagonals, a convolution. Gates $a_t$: $M_{ij} = a_{j+1} \cdots a_i$, columns differ.
+# 5. The loop costs $l$, the matrix $l^2$, and they are the same map.
+#
+# **Ask yourself**
+#
+# <details><summary>With a = 0.99, about how many steps until half is left?</summary>
+# ln 2 / −ln 0.99 ≈ 69. A rule of thumb: 0.7 / (1 − a).</details>
+#
+# <details><summary>What does M look like when every gate is 0? When every gate is 1?</summary>
+# All zeros but the diagonal: the identity, no memory. All ones below the diagonal: a running sum that
+# never forgets.</details>
+#
+# <details><summary>Row 20 of a gated M is zero up to column 14. What happened?</summary>
+# The gate at step 15 was 0: everything before it was wiped, the input of step 15 itself came in after.</details>
+#
+# **The letters of this course.** The papers disagree about names. We keep one set:
+#
+# | here | meaning | in the S4 papers | in the Mamba papers |
+# |---|---|---|---|
+# | `x`, `y` | input and output of a layer | $u$, $y$ | $x$, $y$ |
+# | `h` | the state, what is remembered | $x$ | $h$ |
+# | `dt` | $\Delta$, the time of one step | $\Delta$ | $\Delta$ |
+# | `A`, `B`, `C`, `D` | continuous parameters, the minus inside `A` | the same | the same |
+# | `A_bar`, `B_bar` | after discretisation | $\bar A$, $\bar B$ | $\bar A$, $\bar B$ |
+# | b, l, d, n | batch, length, channel, state size | B, L, H, N | B, L, D, N |
+#
+# **Where next.** One number remembers one thing: a faded sum. How would you choose 64 numbers so that
+# together they remember a *whole past*? [Lesson 01](01_hippo.ipynb) answers with HiPPO. To put it into
+# your `work/` folder, run `ssmcourse next` in a terminal.

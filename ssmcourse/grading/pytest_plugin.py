@@ -1,0 +1,1 @@
+"""`pytest exercises/`: each exercise of a notebook is one item."""

@@ -7,6 +7,7 @@ a CUDA build of torch brings for itself (nvidia-*, cuda-*) stays unpinned: the t
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements.lock"
 EXTRAS = ("lab", "test")
 PLATFORMS = {
     "linux": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"},
@@ -24,8 +26,6 @@ PLATFORMS = {
 }
 PYTHONS = ("3.11", "3.12", "3.13")
 LEFT_TO_TORCH = ("nvidia-", "cuda-")
-# Needed on other systems only, so their versions cannot be read from a Linux environment.
-ELSEWHERE = {"appnope": "1.0.0", "colorama": "0.4.6", "pywinpty": "3.1.2", "tzdata": "2026.6"}
 HEADER = """\
 # Every package of the course, pinned. Written by `make lock` from pyproject.toml; do not edit.
 # What a CUDA build of torch brings for itself is left to its wheel, so that a CPU wheel stays
@@ -84,10 +84,14 @@ def marker(where: set[tuple[str, str]]) -> str:
     return " ; " + " and ".join(parts)
 
 
-def version(name: str) -> str:
-    if name in ELSEWHERE:
-        return ELSEWHERE[name]
-    return metadata.version(name).partition("+")[0]
+def version(name: str, before: dict[str, str]) -> str:
+    """The installed version; for what only other systems need, the one that the lock already holds."""
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        if name in before:
+            return before[name]
+        raise SystemExit(f"{name} is needed on another system: add a line `{name}==VERSION` to requirements.lock") from None
 
 
 def lock() -> str:
@@ -96,10 +100,11 @@ def lock() -> str:
         for python in PYTHONS:
             for name in closure(environment(platform, python)):
                 needed.setdefault(name, set()).add((platform, python))
-    return HEADER + "".join(f"{name}=={version(name)}{marker(where)}\n" for name, where in sorted(needed.items()))
+    before = dict(re.findall(r"^(\S+)==(\S+)", LOCK.read_text(), re.M))
+    return HEADER + "".join(f"{name}=={version(name, before)}{marker(where)}\n" for name, where in sorted(needed.items()))
 
 
 if __name__ == "__main__":
     text = lock()
-    (ROOT / "requirements.lock").write_text(text)
+    LOCK.write_text(text)
     print(f"requirements.lock: {text.count('==')} lines")

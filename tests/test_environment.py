@@ -42,11 +42,13 @@ def test_every_declared_package_is_locked_within_its_range_and_for_the_same_syst
         (version,) = [s.version for s in pinned.specifier]
         assert [s.operator for s in pinned.specifier] == ["=="], pinned
         assert requirement.specifier.contains(version), f"{requirement} does not allow the locked {version}"
-        assert str(requirement.marker) == str(pinned.marker).replace('"', "'").replace("'", '"') or (
-            requirement.marker is None and pinned.marker is None
-        ), f"{requirement} and {pinned} are for different systems"
+        assert requirement.marker == pinned.marker, f"{requirement} and {pinned} are for different systems"
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux" or sys.version_info[:2] != (3, 11),
+    reason="the lock is written on Linux with Python 3.11, where every package is installed",
+)
 def test_the_lock_is_what_its_writer_writes_today():
     assert (ROOT / "requirements.lock").read_text() == lock_writer.lock(), "run `make lock`"
 

@@ -39,8 +39,8 @@ AUTHORING = ROOT / "authoring"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 TIMEOUT = 300  # seconds for one cell
 
-BLOCK = r"^[ \t]*### BEGIN {0}[^\n]*\n(?:.*?\n)?[ \t]*### END {0}[^\n]*(?:\n|\Z)"
-SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(?:.*?\n)?[ \t]*### END SOLUTION[^\n]*(\n|\Z)", re.M | re.S)
+BLOCK = r"^[ \t]*### BEGIN {0}[^\n]*\n(?:.*?\n)??[ \t]*### END {0}[^\n]*(?:\n|\Z)"
+SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(?:.*?\n)??[ \t]*### END SOLUTION[^\n]*(\n|\Z)", re.M | re.S)
 HIDDEN = re.compile(BLOCK.format("HIDDEN TESTS"), re.M | re.S)
 MARKER = re.compile(r"^[ \t]*### (?:BEGIN|END) (?:SOLUTION|HIDDEN TESTS)[^\n]*(?:\n|\Z)", re.M)
 STUB = r'\1raise NotImplementedError("your turn")\2'

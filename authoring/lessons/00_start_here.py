@@ -12,7 +12,7 @@
 # %%
 import torch
 from ssmcourse import explore, linear_scan, predict
-from ssmcourse.explore import MatrixView, curves, show
+from ssmcourse.explore import MatrixView, curves, show, stored_result
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
@@ -281,8 +281,6 @@ print(f"M @ x: {dense:.2f} ms, the library's scan: {scan:.3f} ms, ratio {dense /
 # paid.
 
 # %%
-from ssmcourse.explore import stored_result
-
 result = stored_result("memory")
 print(result["date"], "|", result["machine"])
 show(

@@ -44,7 +44,7 @@ format: setup  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff format .
 
 bench: setup  ## measure what the lessons quote; results go to benchmarks/results/
-	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do echo "== $$b"; OMP_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done
 
 lock: setup  ## write requirements.lock anew from what .venv holds
 	@$(BIN)/python authoring/lock.py

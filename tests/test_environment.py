@@ -22,7 +22,7 @@ import lock as lock_writer  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OURS = {"ssmcourse", "build", "bootstrap", "lock", "tests", "conftest"}
+OURS = {"ssmcourse", "record", "build", "bootstrap", "lock", "tests", "conftest"}
 
 
 def locked() -> dict[str, Requirement]:

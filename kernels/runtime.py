@@ -1,0 +1,194 @@
+"""What this machine can run, decided once per process, and which backend an operator gets.
+
+Two libraries must know before they are imported that there is no GPU: Triton reads
+TRITON_INTERPRET, numba-cuda reads NUMBA_ENABLE_CUDASIM. So importing this module, on a machine
+without a GPU, sets both (unless you have set them yourself) and imports neither library.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+
+TritonMode = Literal["compiled", "interpreted", "absent"]
+CudaMode = Literal["real", "simulated", "absent"]
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Is there an NVIDIA GPU that this torch can use?"""
+    return torch.version.cuda is not None and torch.cuda.is_available()
+
+
+@functools.cache
+def device() -> torch.device:
+    """Where the course runs by default: the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if has_cuda() else "cpu")
+
+
+if not has_cuda():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+
+
+def triton_mode() -> TritonMode:
+    """How `triton.jit` kernels run: `compiled` for the GPU, `interpreted` on the CPU, or `absent`."""
+    return cast(TritonMode, _triton().mode)
+
+
+def cuda_mode() -> CudaMode:
+    """How Numba's `cuda.jit` kernels run: on a `real` GPU, `simulated` on the CPU, or `absent`."""
+    return cast(CudaMode, _numba_cuda().mode)
+
+
+class _Found(NamedTuple):
+    """How a library was found to run here and, if it does not, why, as one clause."""
+
+    mode: str
+    why: str = ""
+
+
+@functools.cache
+def _triton() -> _Found:
+    if importlib.util.find_spec("triton") is None:
+        return _Found("absent", "triton is not installed; it has no wheels for macOS and Windows")
+    if not _switched_on("TRITON_INTERPRET"):
+        if has_cuda():
+            return _Found("compiled")
+        return _Found("absent", "there is no GPU, and TRITON_INTERPRET is set to off")
+    try:
+        import triton.language
+        from triton.runtime.interpreter import InterpretedFunction
+    except Exception as error:  # a broken installation is a finding, not a crash
+        return _Found("absent", f"triton does not import: {error}")
+    # Triton's own library functions took their mode when triton was first imported.
+    if not isinstance(triton.language.sum, InterpretedFunction):
+        return _Found("absent", "triton was imported before ssmcourse: restart, import ssmcourse.scan first")
+    return _Found("interpreted")
+
+
+@functools.cache
+def _numba_cuda() -> _Found:
+    if _numba().mode == "absent":
+        return _numba()
+    simulate = _switched_on("NUMBA_ENABLE_CUDASIM")
+    if simulate and "numba.cuda" not in sys.modules:
+        import numba
+
+        numba.config.ENABLE_CUDASIM = 1  # numba may have read its settings before we made ours
+    try:
+        from numba import cuda
+    except Exception as error:
+        return _Found("absent", f"numba.cuda does not import: {error}")
+    if "simulator" in cuda.jit.__module__:
+        return _Found("simulated")
+    if simulate:
+        return _Found("absent", "numba.cuda was imported before ssmcourse: restart, import ssmcourse.scan first")
+    if has_cuda() and cuda.is_available():
+        return _Found("real")
+    return _Found("absent", "there is no GPU that numba-cuda can use, and NUMBA_ENABLE_CUDASIM is off")
+
+
+@functools.cache
+def _numba() -> _Found:
+    try:
+        import numba  # noqa: F401
+    except Exception as error:
+        return _Found("absent", f"numba does not import: {error}")
+    return _Found("native")
+
+
+def _switched_on(variable: str) -> bool:
+    return os.environ.get(variable, "0").strip().lower() in ("1", "true", "yes", "on", "y")
+
+
+# --- Backends ---------------------------------------------------------------------------------
+
+# Backend name -> the library it needs. Any other name is an algorithm in torch, for every device.
+_LIBRARY = {"cpu": _numba, "triton": _triton, "numba_cuda": _numba_cuda}
+
+# Mode -> its place in the order "best first", and the type of device whose tensors it takes.
+_PLACE = {
+    "compiled": (0, "cuda"),
+    "real": (0, "cuda"),
+    "native": (1, "cpu"),
+    "torch": (2, "any"),
+    "interpreted": (3, "cpu"),
+    "simulated": (3, "cpu"),
+}
+
+_OPERATORS: dict[str, dict[str, Callable[..., Any] | str]] = {}
+
+
+def register(operator: str, **implementations: Callable[..., Any] | str) -> None:
+    """Name the backends of an operator; those of equal rank are listed in the order given.
+
+    Args:
+        operator: the public function's name.
+        implementations: backend name -> the function, or "module:function" to import at first use,
+            so that registering an operator loads neither numba nor triton.
+    """
+    _OPERATORS[operator] = implementations
+
+
+def backends(operator: str) -> list[str]:
+    """The backends of `operator` that run on this machine, best first.
+
+    What is compiled for the GPU comes first; what an interpreter or a simulator runs comes last.
+    """
+    usable = [name for name in _implementations(operator) if _found(name).mode != "absent"]
+    return sorted(usable, key=lambda name: _PLACE[_found(name).mode][0])
+
+
+def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
+    """The implementation of `operator` to call for tensors on a device of the type `where`.
+
+    Args:
+        backend: a name from `backends(operator)`, or "auto": the first of them that takes such tensors.
+        where: `tensor.device.type`.
+    Raises:
+        ValueError: the backend is unknown, does not run here, or does not take such tensors. The
+            message says which, why, and what there is.
+    """
+    usable = backends(operator)
+    fitting = [name for name in usable if _PLACE[_found(name).mode][1] in (where, "any")]
+    name = fitting[0] if backend == "auto" else backend
+    if name not in fitting:
+        if name not in _implementations(operator):
+            why = "which is not one of its names"
+        elif name not in usable:
+            why = f"which does not run here: {_found(name).why}"
+        else:
+            why = f"which does not take tensors on {where!r}"
+        raise ValueError(f"backend: got {backend!r}, {why}. {operator} has {', '.join(usable)} here, or 'auto'")
+    return _load(operator, name)
+
+
+# For torch.compile the choice is a constant. The public decorator would import triton, through dynamo.
+choose._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@functools.cache
+def _load(operator: str, name: str) -> Callable[..., Any]:
+    implementation = _implementations(operator)[name]
+    if callable(implementation):
+        return implementation
+    module, _, function = implementation.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _found(backend: str) -> _Found:
+    return _LIBRARY[backend]() if backend in _LIBRARY else _Found("torch")
+
+
+def _implementations(operator: str) -> dict[str, Callable[..., Any] | str]:
+    if operator not in _OPERATORS:
+        raise ValueError(f"operator: got {operator!r}, expected one of {', '.join(sorted(_OPERATORS))}")
+    return _OPERATORS[operator]

@@ -1,0 +1,79 @@
+"""Run compiled kernels on several threads, and stay alive through forks and concurrent calls.
+
+Numba brings two thread layers. Its OpenMP layer kills a forked child that uses it after its parent
+has; its own workqueue aborts the process when two Python threads call it at once. A DataLoader
+forks, and a server calls from many threads. So our kernels are plain loops that release the GIL
+(`@native`), and a small pool of Python threads (`run`) calls them side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import numba
+import torch
+
+
+def native(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` with Numba at its first call, without the GIL; cached on disk if possible."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # nowhere to write a cache: a read-only installation
+        return numba.njit(nogil=True)(function)
+
+
+def run(kernel: Callable[..., Any], jobs: Iterable[tuple]) -> None:
+    """Call `kernel(*job)` for every job, on as many threads as `torch.get_num_threads()` says now.
+
+    The calling thread takes part, so with one thread nothing is handed over at all. Threads take
+    the next job when they are done with one. The first error is raised when all threads are idle.
+
+    Args:
+        kernel: a `@native` function that writes into its arguments; no two jobs write to one place.
+        jobs: argument tuples.
+    """
+    waiting = deque(jobs)
+
+    def work() -> None:
+        while waiting:
+            try:
+                job = waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            kernel(*job)
+
+    helpers = [_executor().submit(work) for _ in range(min(torch.get_num_threads(), len(waiting)) - 1)]
+    try:
+        work()
+    finally:
+        started = [helper for helper in helpers if not helper.cancel()]
+        wait(started)
+    for helper in started:
+        helper.result()
+
+
+_pool: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ssmcourse")
+        return _pool
+
+
+def _forget_pool() -> None:
+    """In a forked child the pool's threads do not exist, and the lock may be held by one of them."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

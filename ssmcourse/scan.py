@@ -1,0 +1,114 @@
+"""The linear scan h_t = a_t h_{t-1} + b_t: the recurrence under every model of this course.
+
+Seen as a matrix, h = M b with M[t, s] = a_t a_{t-1} ... a_{s+1} for s <= t. Lesson 00 draws it,
+lesson 06 computes it in parallel (Blelloch, "Prefix sums and their applications", 1990).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import ssmcourse
+from ssmcourse.kernels import runtime
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def linear_scan(
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """h_t = a_t h_{t-1} + b_t along dimension 1, elementwise in all others.
+
+    Args:
+        a: gates, of b's rank; each dimension has b's size, or 1 where a gate is shared.
+        b: inputs, (b, l, ...) with any trailing shape, or none.
+        initial_state: (b, ...), the state before the first step; zero if not given.
+        reverse: run from the end: h_t = a_t h_{t+1} + b_t, and the initial state enters there.
+        backend: a name from `backends("linear_scan")`; "auto" takes the best one for b's device.
+    Returns:
+        All states h, of b's shape. The dtype is that which torch promotes a and b to. Half types are
+        computed in float32, states included, and rounded once; the initial state is converted to
+        the type computed in. Autocast changes nothing here. With l = 0 the result is empty.
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
+
+    Gradients of a, b and the initial state; that of a shared gate is summed over those who share it.
+
+    Cost: O(b l d) work, l steps deep on one channel. Memory: the result, and a copy of `a` only if it is
+    shared among trailing dimensions.
+    """
+    _check(a, b, initial_state)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    working = torch.promote_types(dtype, torch.float32)
+    scan = runtime.choose("linear_scan", backend, b.device.type)
+    a, x = a.to(working), b.to(working)
+    first = x.new_zeros(b.shape[:1] + b.shape[2:]) if initial_state is None else initial_state.to(working)
+    if b.numel() == 0:
+        return (a * first[:, None] + x).to(dtype)  # nothing, but differentiable
+    rows, l = b.shape[:2]
+    flat = (rows, l, -1)
+    h = scan(a.expand(b.shape).reshape(flat), x.reshape(flat), first.reshape(rows, -1), reverse)
+    return h.reshape(b.shape).to(dtype)
+
+
+def backends(operator: str) -> list[str]:
+    """The backends of an operator that run on this machine, best first.
+
+    Args:
+        operator: the name of a public function, such as "linear_scan".
+    Raises:
+        ValueError: no operator of that name has backends.
+    """
+    if operator in dir(ssmcourse):
+        getattr(ssmcourse, operator)  # loading its module registers it
+    return runtime.backends(operator)
+
+
+def _by_definition(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
+    """One step after another. `unbind`, since the backward of b[:, t] would fill a zero tensor a step."""
+    steps = list(zip(a.unbind(1), b.unbind(1), strict=True))
+    h, states = initial_state, []
+    for a_t, b_t in reversed(steps) if reverse else steps:
+        h = a_t * h + b_t
+        states.append(h)
+    return torch.stack(states[::-1] if reverse else states, 1)
+
+
+runtime.register(
+    "linear_scan",
+    cpu="ssmcourse.kernels.linear_scan.cpu:linear_scan",
+    triton="ssmcourse.kernels.linear_scan.triton:linear_scan",
+    numba_cuda="ssmcourse.kernels.linear_scan.numba_cuda:linear_scan",
+    reference=_by_definition,
+)
+
+
+def _check(a: Tensor, b: Tensor, initial_state: Tensor | None) -> None:
+    given = {"a": a, "b": b} if initial_state is None else {"a": a, "b": b, "initial_state": initial_state}
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name}: got {type(tensor).__name__}, expected a torch tensor")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name}: got dtype {tensor.dtype}, expected a floating or complex one")
+        if tensor.device != b.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected b's device {b.device}")
+    if b.ndim < 2:
+        raise ValueError(f"b: got shape {tuple(b.shape)}, expected (b, l, ...)")
+    if a.ndim != b.ndim or any(m not in (1, n) for m, n in zip(a.shape, b.shape, strict=False)):
+        raise ValueError(
+            f"a: got shape {tuple(a.shape)}, expected b's {tuple(b.shape)}, with ones where a gate is shared"
+        )
+    if initial_state is not None:
+        expected = b.shape[:1] + b.shape[2:]
+        if initial_state.shape != expected:
+            raise ValueError(
+                f"initial_state: got shape {tuple(initial_state.shape)}, expected {tuple(expected)}: b's without l"
+            )
+        if initial_state.is_complex() and not (a.is_complex() or b.is_complex()):
+            raise ValueError(f"initial_state: got {initial_state.dtype} beside real a and b, expected a real one")

@@ -1,0 +1,83 @@
+"""What every explorable looks like: title, controls, pictures, what they say, what to try."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as w
+
+from ..front import css, with_still
+from ..picture import Curves, MatrixImage
+from ..still import still_png
+
+WIDE = w.Layout(width="320px")
+
+
+class Explorable(w.VBox):
+    """A widget to play with, that leaves a still picture and a line of text where it cannot run.
+
+    Args:
+        name: for the text alternative.
+        title: the line on top.
+        controls: rows of widgets.
+        body: the pictures, left to right; each with its share of the width, as a CSS flex value.
+        attempt: what to try, HTML.
+        still: makes the pictures of the present state, for the still image.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        controls: Sequence[Sequence[w.Widget]],
+        body: Sequence[tuple[w.Widget, str]],
+        attempt: str,
+        still: Callable[[], tuple[Curves | MatrixImage, ...]],
+    ) -> None:
+        self._name, self._still = name, still
+        self._says = w.HTML()
+        self._facts = ""
+        rows = [w.HBox(list(row), layout=w.Layout(flex_flow="row wrap", gap="0 18px")) for row in controls]
+        columns = [
+            w.Box([view], layout=w.Layout(flex=flex, min_width="0", overflow="hidden")) for view, flex in body
+        ]
+        pictures = w.HBox(columns, layout=w.Layout(flex_flow="row wrap", gap="8px 20px", width="100%"))
+        style = w.HTML(f"<style>{css()}</style><div class='ssm-title'>{html.escape(title)}</div>")
+        invitation = w.HTML(f"<div class='ssm-try'><b>Try:</b> {attempt}</div>")
+        super().__init__([style, *rows, self._says, pictures, invitation], layout=w.Layout(gap="6px"))
+        self.add_class("ssm-explorable")
+
+    def say(self, facts: str) -> None:
+        """The line between the controls and the pictures."""
+        self._facts = facts
+        self._says.value = f"<div class='ssm-say' aria-live='polite'>{html.escape(facts)}</div>"
+
+    @property
+    def description(self) -> str:
+        """The text alternative of the present state: one line."""
+        sentences = [p.description if isinstance(p, Curves) else p.sentence for p in self._still()]
+        return f"{self._name}: {self._facts} {' '.join(sentences)}"
+
+    def __repr__(self) -> str:
+        return self.description
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return with_still(bundle, still_png(*self._still(), encoded=True), self.description)
+
+
+def slider(kind: type, label: str, value: float, low: float, high: float, step: float, **more: Any) -> Any:
+    """A slider of the common width; FloatLogSlider takes low and high as powers of ten."""
+    return kind(
+        value=value,
+        min=low,
+        max=high,
+        step=step,
+        description=label,
+        layout=WIDE,
+        style={"description_width": "30px"},
+        continuous_update=True,
+        **more,
+    )

@@ -157,6 +157,15 @@ def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
         ValueError: the backend is unknown, does not run here, or does not take such tensors. The
             message says which, why, and what there is.
     """
+    name = _load(operator, backend, where)
+    return _LOADED[operator][name]
+
+
+_LOADED: dict[str, dict[str, Callable[..., Any]]] = {}
+
+
+def _load(operator: str, backend: str, where: str) -> str:
+    """The name of the backend chosen, once its implementation is in _LOADED."""
     usable = backends(operator)
     fitting = [name for name in usable if _PLACE[_found(name).mode][1] in (where, "any")]
     name = fitting[0] if backend == "auto" else backend
@@ -168,20 +177,18 @@ def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
         else:
             why = f"which does not take tensors on {where!r}"
         raise ValueError(f"backend: got {backend!r}, {why}. {operator} has {', '.join(usable)} here, or 'auto'")
-    return _load(operator, name)
+    loaded = _LOADED.setdefault(operator, {})
+    if name not in loaded:
+        implementation = _implementations(operator)[name]
+        if isinstance(implementation, str):
+            module, _, function = implementation.partition(":")
+            implementation = getattr(importlib.import_module(module), function)
+        loaded[name] = implementation
+    return name
 
 
-# For torch.compile the choice is a constant. The public decorator would import triton, through dynamo.
-choose._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
-@functools.cache
-def _load(operator: str, name: str) -> Callable[..., Any]:
-    implementation = _implementations(operator)[name]
-    if callable(implementation):
-        return implementation
-    module, _, function = implementation.partition(":")
-    return getattr(importlib.import_module(module), function)
+# To torch.compile the name is a constant. The public decorator for that would import triton.
+_load._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _found(backend: str) -> _Found:

@@ -18,6 +18,7 @@ Lesson 02 draws all five.
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def discretize(
         raise ValueError(f"B: got shape {tuple(B.shape)}, expected ({A.shape[0]},) to go with A")
     dtype = torch.promote_types(A.dtype, B.dtype)
     wide = torch.promote_types(dtype, torch.float32)  # half types are computed in float32
-    dt = _step_tensor(dt, wide.to_real(), A.device)
+    dt = _step_tensor(dt, A.to(wide).real.dtype, A.device)
     if diagonal:
         _check_broadcast(dt, A, B)
     rule = _diagonal if diagonal else _dense
@@ -136,11 +137,13 @@ def _matrix_exp(z: Tensor) -> Tensor:
 
 
 def _step_tensor(dt: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if not isinstance(dt, Tensor):
-        return torch.tensor(float(dt), dtype=dtype, device=device)
-    if not dt.is_floating_point():
-        raise ValueError(f"dt: got dtype {dt.dtype}, expected a number or a real floating tensor")
-    return dt.to(dtype)
+    if isinstance(dt, Tensor):
+        if not dt.is_floating_point():
+            raise ValueError(f"dt: got dtype {dt.dtype}, expected a number or a real floating tensor")
+        return dt.to(dtype)
+    if not isinstance(dt, Real):
+        raise ValueError(f"dt: got {dt!r}, expected a number or a real floating tensor")
+    return torch.tensor(float(dt), dtype=dtype, device=device)
 
 
 def _check_floating(name: str, value: Tensor) -> None:

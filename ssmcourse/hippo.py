@@ -27,7 +27,6 @@ from ssmcourse.measures import (
     check_measure,
     check_points,
     check_positive,
-    check_theta,
     hippo_basis,
     hippo_matrix,
 )
@@ -149,6 +148,10 @@ def legs_step(c: Tensor, f: Tensor, ratio: float | Tensor, *, method: str = "bil
         raise ValueError(
             f"method: got {method!r}, expected one of {', '.join(GBT_ALPHA)}; zoh has no O(n) step"
         )
+    for name, value in (("c", c), ("f", f)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: got {what}, expected a floating tensor")
     if c.ndim == 0 or f.shape != c.shape[:-1]:
         raise ValueError(
             f"f: got shape {tuple(f.shape)}, expected {tuple(c.shape[:-1])} to go with c {tuple(c.shape)}"

@@ -18,6 +18,7 @@ divided by t), the system that `hippo_matrix` returns. Lesson 01 does it line by
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ def _alternating(n: int) -> Tensor:
 def check_measure(measure: str, n: int) -> None:
     if measure not in MEASURES:
         raise ValueError(f"measure: got {measure!r}, expected one of {', '.join(MEASURES)}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n: got {n!r}, expected a number of coefficients, an integer of at least 1")
     if measure == "fourier" and n % 2:
         raise ValueError(f"n: got {n}, expected an even number for fourier: cosines and sines come in pairs")

@@ -122,7 +122,8 @@ def mismatch(
         return None
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     scale = np.abs(e[np.isfinite(e)]).max(initial=0.0)
-    relative = error / np.maximum(np.abs(e), 1e-30 + tol.atol * scale)
+    with np.errstate(invalid="ignore"):  # infinity over infinity; left out below
+        relative = error / np.maximum(np.abs(e), 1e-30 + tol.atol * scale)
     finite = np.isfinite(error)
     return Mismatch(
         max_abs=float(error[finite].max(initial=0.0)) if finite[bad].all() else float("inf"),

@@ -27,9 +27,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from ssmcourse.kernels import threads
+from torch import Tensor
 
 
 @threads.native

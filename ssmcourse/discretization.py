@@ -117,7 +117,7 @@ def _dense(A: Tensor, B: Tensor, dt: Tensor, method: str) -> tuple[Tensor, Tenso
     if alpha > 0:
         try:
             after = torch.linalg.solve(eye - alpha * z, after)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
             raise ValueError(
                 f"dt: got a step at which I - {alpha:g} dt A is singular, expected one without; {method} is "
                 f"undefined where dt times an eigenvalue of A is {1 / alpha:g}: take a smaller step, or zoh"

@@ -82,7 +82,7 @@ def hippo_basis(measure: str, n: int, points: Tensor, *, theta: float | None = N
     """
     check_measure(measure, n)
     check_points(points)
-    check_theta(measure, theta)
+    span = window_span(measure, theta)
     x = points.to(torch.float64)
     if measure in ("legs", "legt"):
         scale = torch.arange(n, dtype=torch.float64, device=x.device).mul(2).add(1).sqrt()
@@ -90,7 +90,7 @@ def hippo_basis(measure: str, n: int, points: Tensor, *, theta: float | None = N
     elif measure == "lmu":
         basis = legendre(n, 1 - 2 * x)
     elif measure == "lagt":
-        basis = laguerre(n, (1 - x) * theta)
+        basis = laguerre(n, (1 - x) * span)
     else:
         basis = _trigonometric(n, 1 - x)
     return basis.to(points.dtype)
@@ -172,15 +172,16 @@ def check_positive(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name}: got {number:g}, expected a positive, finite number")
 
 
-def check_theta(measure: str, theta: float | None) -> None:
-    """For what is evaluated on the window: it has a length of its own, except for `lagt`."""
+def window_span(measure: str, theta: float | None) -> float:
+    """The length of time that points in [0, 1] span, where the basis depends on it: for `lagt`."""
     if theta is not None:
         check_positive("theta", theta)
     elif measure == "lagt":
         raise ValueError(
-            "theta: got None, expected a length of time: the window of lagt is infinite, so say "
-            "how much of the past the points span"
+            "theta: got None, expected a length of time: the window of lagt is infinite, so say how much "
+            "of the past the points span"
         )
+    return 1.0 if theta is None else float(theta)
 
 
 def check_points(points: Tensor) -> None:

@@ -1,0 +1,171 @@
+"""Compare an answer with the expected one, and put the difference into words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmcourse import tolerance
+from ssmcourse.grading import values
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
+
+
+class Failure(Exception):
+    """A layer fails: what was expected and what came, and the likely mistake where it is known."""
+
+    def __init__(self, message: str, diagnosis: str = "") -> None:
+        super().__init__(message)
+        self.message, self.diagnosis = message, diagnosis
+
+
+def kind(got: Any, expected: Any, names: tuple[str, ...] = (), label: str = "The answer") -> None:
+    """Fail unless `got` is of the kind, shape, dtype and device of `expected`."""
+    if isinstance(expected, tuple):
+        _kind_of_tuple(got, expected, names, label)
+    elif isinstance(expected, Tensor):
+        _kind_of_tensor(got, expected, label)
+    elif isinstance(expected, (bool, str)) or not isinstance(expected, (int, float, complex)):
+        if not isinstance(got, type(expected)):
+            raise Failure(f"{label} is {values.kind(got)}; expected {values.kind(expected)}.", _returned(got))
+    elif not _is_number(got):
+        raise Failure(f"{label} is {values.kind(got)}; expected a number.", _returned(got))
+
+
+def _kind_of_tuple(got: Any, expected: tuple[Any, ...], names: tuple[str, ...], label: str) -> None:
+    if not isinstance(got, (tuple, list)) or len(got) != len(expected):
+        wanted = f"({', '.join(names)})" if names else f"a tuple of {len(expected)}"
+        came = f"{values.kind(got)} of {len(got)}" if isinstance(got, (tuple, list)) else values.kind(got)
+        raise Failure(f"{label} is {came}; expected {wanted}.", _returned(got))
+    for i, (g, e) in enumerate(zip(got, expected, strict=True)):
+        kind(g, e, label=_label(i, names))
+
+
+def _kind_of_tensor(got: Any, expected: Tensor, label: str) -> None:
+    shape, dtype = tuple(expected.shape), values.short_dtype(expected.dtype)
+    if type(got) not in (Tensor, torch.nn.Parameter):
+        raise Failure(
+            f"{label} is {values.kind(got)}; expected a torch tensor of shape {shape} and dtype {dtype}.",
+            _returned(got),
+        )
+    if tuple(got.shape) != shape:
+        hint = "it is transposed" if tuple(got.shape) == shape[::-1] else ""
+        raise Failure(f"{label} has shape {tuple(got.shape)}; expected {shape}.", hint)
+    if got.dtype != expected.dtype:
+        raise Failure(
+            f"{label} has dtype {values.short_dtype(got.dtype)}; expected {dtype}, the dtype that the inputs ask for.",
+            "a tensor was made without dtype=..., which gives float32 (or int64)",
+        )
+    if got.layout != expected.layout or got.device != expected.device:
+        raise Failure(f"{label} is {got.layout} on {got.device}; expected {expected.layout} on {expected.device}.")
+
+
+def _returned(got: Any) -> str:
+    if got is None:
+        return "a `return` is missing"
+    if isinstance(got, np.ndarray):
+        return "the answer is still in NumPy: stay in torch, or finish with torch.from_numpy(...)"
+    return ""
+
+
+def _is_number(got: Any) -> bool:
+    one = isinstance(got, (int, float, complex, np.number)) and not isinstance(got, bool)
+    return one or (isinstance(got, Tensor) and got.ndim == 0)
+
+
+def _label(i: int, names: tuple[str, ...]) -> str:
+    return names[i] if i < len(names) else f"The {ORDINALS[i] if i < 5 else i + 1} value returned"
+
+
+def same(
+    got: Any,
+    expected: Any,
+    *,
+    terms: int = 1,
+    mistakes: dict[str, Any | Callable[[], Any]] | None = None,
+    what: str = "The answer",
+    names: tuple[str, ...] = (),
+    default: str = "",
+) -> None:
+    """Fail unless `got` equals `expected` to the tolerance of its dtype and of `terms`.
+
+    Args:
+        mistakes: words -> a wrong answer, or a function that computes it; the words of the first one
+            that `got` equals are the diagnosis.
+        what: opens the message.
+        names: of the parts, where `expected` is a tuple.
+        default: the diagnosis when no mistake fits.
+    """
+    what = what or "The answer"
+    kind(got, expected, names)
+    part = _first_difference(got, expected, terms, names)
+    if part is None:
+        return
+    label, g, e, difference = part
+    where = f"{what}: {label}" if label else what
+    words = _known(got, mistakes or {}, terms) or _pattern(g, e, terms) or default
+    raise Failure(f"{where} differs from the expected one.\n{_sides(g, e, difference)}", words)
+
+
+def _first_difference(got: Any, expected: Any, terms: int, names: tuple[str, ...]) -> Any:
+    if isinstance(expected, tuple):
+        for i, (g, e) in enumerate(zip(got, expected, strict=True)):
+            found = _first_difference(g, e, terms, ())
+            if found:
+                return (_label(i, names), *found[1:])
+        return None
+    if isinstance(expected, str) or not isinstance(expected, (Tensor, int, float, complex)):
+        return None if got == expected else ("", got, expected, None)
+    g = got if isinstance(got, Tensor) else torch.tensor(got)
+    e = expected if isinstance(expected, Tensor) else torch.tensor(expected)
+    found = tolerance.mismatch(g.detach(), e, terms=terms)
+    return ("", g.detach(), e.detach(), found) if found else None
+
+
+def _sides(got: Any, expected: Any, difference: tolerance.Mismatch | None) -> str:
+    if difference is None:
+        return f"expected {values.describe(expected)}\ngot      {values.describe(got)}"
+    lines = []
+    if expected.ndim <= 1 and expected.numel() <= values.SHOWN:
+        lines = [f"expected {values.describe(expected)}", f"got      {values.describe(got)}"]
+    return "\n".join([*lines, f"{difference}"])
+
+
+def _known(got: Any, mistakes: dict[str, Any], terms: int) -> str:
+    """The words of the first mistake that gives this very answer."""
+    for words, wrong in mistakes.items():
+        value = wrong() if callable(wrong) else wrong
+        try:
+            kind(got, value)
+        except Failure:
+            continue
+        if _first_difference(got, value, terms, ()) is None:
+            return words
+    return ""
+
+
+def _pattern(got: Any, expected: Any, terms: int) -> str:
+    """What a wrong tensor shows by itself: NaN, zeros, a sign, a transpose, a factor."""
+    if not isinstance(got, Tensor) or not got.numel():
+        return ""
+    g, e = tolerance.to_float64(got), tolerance.to_float64(expected)
+    finite = np.isfinite(e)
+    if not np.isfinite(g[finite]).all():
+        name = "NaN" if np.isnan(g).any() else "infinity"
+        return f"your answer holds {name}: a division by zero, an overflow, or memory that was never written"
+    if not g.any():
+        return "your answer is all zeros"
+    wide = torch.from_numpy(g)
+    if tolerance.mismatch(wide, -e, terms=terms) is None:
+        return "the sign is turned: this is minus the expected answer"
+    if g.ndim == 2 and g.shape[0] == g.shape[1] and tolerance.mismatch(wide, e.T, terms=terms) is None:
+        return "rows and columns are exchanged: this is the transpose"
+    top = np.unravel_index(np.abs(np.where(finite, e, 0.0)).argmax(), e.shape)
+    factor = g[top] / e[top] if e[top] else 0.0
+    if factor and g.size > 1 and tolerance.mismatch(wide, factor * e, terms=terms) is None:
+        return f"every value is {values.number(factor.item())} times the expected one"
+    return ""

@@ -1,0 +1,132 @@
+"""What a check found, and how it is shown: as text, on a terminal, in a notebook."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PASSED, FAILED, NOT_REACHED = "passed", "failed", "not reached"
+NOT_ATTEMPTED, REFUSED = "not attempted", "refused"
+MARKS = {PASSED: "✓", FAILED: "✗", NOT_REACHED: "·", NOT_ATTEMPTED: "–", REFUSED: "!"}
+
+
+@dataclass
+class Layer:
+    """One line of a report."""
+
+    name: str
+    status: str
+    message: str = ""
+    diagnosis: str = ""
+
+
+@dataclass
+class Report:
+    """The verdict on one exercise.
+
+    `status` is `passed`, `failed`, `not attempted` (the stub is still there), or `refused` (there was
+    nothing to check; `message` says why). The text form holds no times, so that a notebook's output
+    is the same whenever it runs.
+    """
+
+    id: str
+    title: str
+    status: str
+    layers: list[Layer] = field(default_factory=list)
+    message: str = ""
+    notes: list[str] = field(default_factory=list)
+    printed: str = ""
+    next: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == PASSED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"passed": self.passed}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """The inverse of `to_dict`."""
+        data = {k: v for k, v in data.items() if k != "passed"}
+        return cls(**data | {"layers": [Layer(**layer) for layer in data.get("layers", [])]})
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(status, text) for every line shown; the status chooses mark and colour."""
+        head = f"{self.title} ({self.id}): {self.status}" if self.id else self.message
+        out = [(self.status, head)]
+        if self.id and self.message:
+            out.append(("", self.message))
+        for layer in self.layers:
+            late = f" ({NOT_REACHED})" if layer.status == NOT_REACHED else ""
+            out.append((layer.status, layer.name + late))
+            out += [("", text) for text in layer.message.splitlines()]
+            if layer.diagnosis:
+                out.append(("likely", f"Likely mistake: {layer.diagnosis}."))
+        out += [("", note) for note in self.notes]
+        if self.printed:
+            out.append(("", "Your code printed:"))
+            out += [("printed", line) for line in self.printed.splitlines()]
+        if self.next:
+            out.append(("next", self.next))
+        return out
+
+    def __str__(self) -> str:
+        rows = []
+        for i, (status, text) in enumerate(self.lines()):
+            indent = "" if i == 0 or status == "next" else "  " if status in MARKS else "    "
+            mark = MARKS.get(status, "")
+            rows.append(f"{indent}{mark}{' ' if mark else ''}{text}")
+        return "\n".join(rows)
+
+    __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        style = {PASSED: "green", FAILED: "bold red", REFUSED: "red", "likely": "bold yellow", "next": "cyan"}
+        style |= {NOT_REACHED: "dim", "printed": "dim"}
+        out = Text()
+        for (status, _), row in zip(self.lines(), str(self).split("\n"), strict=True):
+            out.append(row + "\n", style.get(status, ""))
+        out.rstrip()
+        return out
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+
+_COLOURS = {
+    PASSED: "var(--jp-success-color1, #2e7d32)",
+    FAILED: "var(--jp-error-color1, #d32f2f)",
+    REFUSED: "var(--jp-error-color1, #d32f2f)",
+    NOT_ATTEMPTED: "var(--jp-warn-color1, #b26a00)",
+    NOT_REACHED: "var(--jp-ui-font-color2, #757575)",
+}
+
+
+def _html(report: Report) -> str:
+    text = "var(--jp-ui-font-color1, currentColor)"
+    soft = "var(--jp-layout-color2, rgba(128, 128, 128, 0.12))"
+    edge = _COLOURS[report.status]
+    rows = []
+    for i, (status, line) in enumerate(report.lines()):
+        line = html.escape(line)
+        if status in MARKS:
+            mark = f'<span style="color:{_COLOURS[status]};font-weight:700">{MARKS[status]}</span> '
+            pale = f"color:{_COLOURS[NOT_REACHED]};" if status == NOT_REACHED else ""
+            bold = "font-weight:600;margin-bottom:4px;" if i == 0 else ""
+            rows.append(f'<div style="{pale}{bold}">{mark}{line}</div>')
+        elif status == "printed":
+            rows.append(f'<pre style="margin:0 0 0 1.4em;background:{soft};color:{text}">{line}</pre>')
+        elif status == "next":
+            rows.append(f'<div style="margin-top:6px;color:{text}">{line}</div>')
+        else:
+            bold = "font-weight:600;" if status == "likely" else ""
+            rows.append(f'<div style="margin-left:1.4em;white-space:pre-wrap;{bold}">{line}</div>')
+    return (
+        f'<div role="status" style="border-left:4px solid {edge};padding:6px 12px;color:{text};'
+        f'line-height:1.5;max-width:52em">{"".join(rows)}</div>'
+    )

@@ -138,8 +138,15 @@ def _copy_new(source: Path, target: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links
-        with target.open("xb") as file:
-            file.write(scratch.read_bytes())
-        return True
+        return _create(target, source.read_bytes())
     finally:
         scratch.unlink()
+
+
+def _create(target: Path, content: bytes) -> bool:
+    try:
+        with target.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True

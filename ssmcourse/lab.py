@@ -1,0 +1,60 @@
+"""Open JupyterLab on the learner's copy of lesson 00 (`ssmcourse lab`, `make lab`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from ssmcourse.course import CourseError, root, start
+
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension:tracker": {"recordTiming": False},
+}
+
+
+def command(arguments: list[str]) -> list[str]:
+    """The command that starts the server; `arguments` go to JupyterLab as they are."""
+    lesson = start("00").lesson.relative_to(root())
+    line = [
+        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root()}",
+        f"--LabApp.default_url=/lab/tree/{lesson.as_posix()}", "--Application.log_level=WARN",
+    ]  # fmt: skip
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        line.append("--allow-root")
+    return line + arguments
+
+
+def open_lab(arguments: list[str]) -> None:
+    """Replace this process by JupyterLab, with its news prompt turned off.
+
+    Raises:
+        CourseError: JupyterLab is not installed, or there is no course here.
+    """
+    try:
+        import jupyterlab  # noqa: F401
+    except ModuleNotFoundError:
+        raise CourseError("JupyterLab is not installed here: run `pip install 'ssmcourse[lab]'`.") from None
+    line = command(arguments)
+    os.environ["JUPYTERLAB_SETTINGS_DIR"] = str(_settings(root()))
+    print("lab: starting JupyterLab; stop it with Ctrl+C", flush=True)
+    os.chdir(root())
+    if os.name == "nt":
+        import subprocess
+
+        sys.exit(subprocess.call(line))
+    os.execv(line[0], line)
+
+
+def _settings(base: Path) -> Path:
+    """A settings folder of the course's own, beside the learner's copies; what is there is kept."""
+    folder = base / "work" / ".jupyter"
+    for name, values in SETTINGS.items():
+        extension, plugin = name.split(":")
+        file = folder / extension / f"{plugin}.jupyterlab-settings"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return folder

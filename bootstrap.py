@@ -25,7 +25,11 @@ def refusal(version):
     return (
         "The course needs Python 3.11, 3.12 or 3.13 and got %d.%d%s. Install one of them, then run "
         "`make lab PYTHON=python3.13` (or that Python's `bootstrap.py`)."
-        % (version[0], version[1], ", for which PyTorch and numba have no wheels yet" if version[:2] > NEWEST else "")
+        % (
+            version[0],
+            version[1],
+            ", for which PyTorch and numba have no wheels yet" if version[:2] > NEWEST else "",
+        )
     )
 
 
@@ -43,7 +47,11 @@ def venv_folder():
 
 
 def venv_python(venv):
-    return os.path.join(venv, "Scripts", "python.exe") if os.name == "nt" else os.path.join(venv, "bin", "python")
+    return (
+        os.path.join(venv, "Scripts", "python.exe")
+        if os.name == "nt"
+        else os.path.join(venv, "bin", "python")
+    )
 
 
 def pip(venv, what, *args):
@@ -55,7 +63,7 @@ def pip(venv, what, *args):
     if code:
         with open(log, errors="replace") as file:
             tail = [line.rstrip() for line in file if line.strip()][-6:]
-        print("\n".join(tail), file=sys.stderr)
+        sys.stderr.write("\n".join(tail) + "\n")
         sys.exit(
             "setup: could not install %s; the lines above are pip's, all of them are in %s. "
             "Mend the cause (network? disk?) and run the same command again." % (what, log)
@@ -80,7 +88,10 @@ def install(venv):
 
         venv_module.create(venv, with_pip=True)
     if have.get("lock") != wanted["lock"]:
-        print("setup: installing the locked packages (minutes the first time; log: %s)" % os.path.join(venv, "install.log"))
+        print(
+            "setup: installing the locked packages (minutes the first time; log: %s)"
+            % os.path.join(venv, "install.log")
+        )
         sys.stdout.flush()
         pip(venv, "the locked packages", "-r", "requirements.lock")
     print("setup: installing the course itself")

@@ -40,7 +40,9 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 TIMEOUT = 300  # seconds for one cell
 
 BLOCK = r"^[ \t]*### BEGIN {0}[^\n]*\n(?:.*?\n)??[ \t]*### END {0}[^\n]*(?:\n|\Z)"
-SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(?:.*?\n)??[ \t]*### END SOLUTION[^\n]*(\n|\Z)", re.M | re.S)
+SOLUTION = re.compile(
+    r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(?:.*?\n)??[ \t]*### END SOLUTION[^\n]*(\n|\Z)", re.M | re.S
+)
 HIDDEN = re.compile(BLOCK.format("HIDDEN TESTS"), re.M | re.S)
 MARKER = re.compile(r"^[ \t]*### (?:BEGIN|END) (?:SOLUTION|HIDDEN TESTS)[^\n]*(?:\n|\Z)", re.M)
 STUB = r'\1raise NotImplementedError("your turn")\2'
@@ -194,7 +196,10 @@ def main() -> int:
     args = parser.parse_args()
     rows = [row for row in products() if not args.chapters or row[0].stem[:2] in args.chapters]
     if not rows:
-        print(f"No chapter {' '.join(args.chapters)} in authoring/lessons or authoring/exercises.", file=sys.stderr)
+        print(
+            f"No chapter {' '.join(args.chapters)} in authoring/lessons or authoring/exercises.",
+            file=sys.stderr,
+        )
         return 2
     stale = 0
     for source, target, stub in rows:

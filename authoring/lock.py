@@ -35,7 +35,11 @@ HEADER = """\
 
 def environment(platform: str, python: str) -> dict[str, str]:
     env = {k: str(v) for k, v in default_environment().items()}
-    return env | PLATFORMS[platform] | {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    return (
+        env
+        | PLATFORMS[platform]
+        | {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    )
 
 
 def roots() -> list[Requirement]:
@@ -80,7 +84,11 @@ def marker(where: set[tuple[str, str]]) -> str:
     elif len(platforms) == 2:
         parts.append(f"sys_platform != '{next(iter(set(PLATFORMS) - set(platforms)))}'")
     if len(pythons) < len(PYTHONS):
-        parts.append(f"python_version <= '{pythons[-1]}'" if pythons[0] == PYTHONS[0] else f"python_version >= '{pythons[0]}'")
+        parts.append(
+            f"python_version <= '{pythons[-1]}'"
+            if pythons[0] == PYTHONS[0]
+            else f"python_version >= '{pythons[0]}'"
+        )
     return " ; " + " and ".join(parts)
 
 
@@ -91,7 +99,9 @@ def version(name: str, before: dict[str, str]) -> str:
     except metadata.PackageNotFoundError:
         if name in before:
             return before[name]
-        raise SystemExit(f"{name} is needed on another system: add a line `{name}==VERSION` to requirements.lock") from None
+        raise SystemExit(
+            f"{name} is needed on another system: add a line `{name}==VERSION` to requirements.lock"
+        ) from None
 
 
 def lock() -> str:
@@ -101,7 +111,9 @@ def lock() -> str:
             for name in closure(environment(platform, python)):
                 needed.setdefault(name, set()).add((platform, python))
     before = dict(re.findall(r"^(\S+)==(\S+)", LOCK.read_text(), re.M))
-    return HEADER + "".join(f"{name}=={version(name, before)}{marker(where)}\n" for name, where in sorted(needed.items()))
+    return HEADER + "".join(
+        f"{name}=={version(name, before)}{marker(where)}\n" for name, where in sorted(needed.items())
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ def machine() -> str:
 
     try:
         info = Path("/proc/cpuinfo").read_text()
-        model = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+        model = next(
+            line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     return (

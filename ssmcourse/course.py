@@ -121,7 +121,9 @@ def start(number: str) -> Copies:
         try:
             (made if _copy_new(source, target) else kept).append(target)
         except OSError as error:
-            raise CourseError(f"Cannot write {target}: {error.strerror}. Check the folder's permissions and free space.") from None
+            raise CourseError(
+                f"Cannot write {target}: {error.strerror}. Check the folder's permissions and free space."
+            ) from None
     return Copies(tuple(made), tuple(kept))
 
 

@@ -82,7 +82,11 @@ def test_a_timing_cell_runs_and_its_output_is_not_stored(source, tmp_path, monke
     target = tmp_path / "00_x.ipynb"
     build.build(source, target, False)
     first = target.read_bytes()
-    cells = {c["source"].split("(")[0]: c for c in __import__("json").loads(first)["cells"] if "print" in c["source"]}
+    cells = {
+        c["source"].split("(")[0]: c
+        for c in __import__("json").loads(first)["cells"]
+        if "print" in c["source"]
+    }
     assert b"checked" in first
     assert b"took 3 ms\\n" not in first
     assert cells
@@ -108,7 +112,9 @@ def test_an_edited_notebook_is_seen_even_when_its_ids_are_kept(source, tmp_path)
 
 
 def test_what_changes_from_run_to_run_is_dropped():
-    view = new_output("display_data", {build.WIDGET_VIEW: {"model_id": "0" * 32}, "text/plain": "Slider at 0x7f00aa11bb22"})
+    view = new_output(
+        "display_data", {build.WIDGET_VIEW: {"model_id": "0" * 32}, "text/plain": "Slider at 0x7f00aa11bb22"}
+    )
     assert build.clean_output(view).data == {"text/plain": "Slider at 0x0"}
     assert build.clean_output(new_output("display_data", {build.WIDGET_VIEW: {}})) is None
     assert build.clean_output(new_output("stream", name="stderr", text="noise")) is None
@@ -118,7 +124,9 @@ def test_figures_are_rounded_to_five_digits():
     values = np.array([1 / 3, 2e-7 / 3, 1e5])
     bdata = base64.b64encode(values.tobytes()).decode()
     figure = {"data": [{"y": {"dtype": "f8", "bdata": bdata}, "uid": "x", "z": [1 / 3, 2]}]}
-    (trace,) = build.clean_output(new_output("display_data", {build.PLOTLY: figure})).data[build.PLOTLY]["data"]
+    (trace,) = build.clean_output(new_output("display_data", {build.PLOTLY: figure})).data[build.PLOTLY][
+        "data"
+    ]
     stored = np.frombuffer(base64.b64decode(trace["y"]["bdata"]), "<f4")
     np.testing.assert_allclose(stored, values, rtol=2e-5)
     assert trace["z"] == [0.33333, 2]

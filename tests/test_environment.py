@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "authoring"))
 sys.path.insert(0, str(ROOT))
 
-import bootstrap  # noqa: E402
 import lock as lock_writer  # noqa: E402
+
+import bootstrap  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -76,7 +77,9 @@ def test_conda_takes_python_from_conda_and_the_lock_through_pip():
 
 
 def test_the_bootstrap_and_pyproject_support_the_same_pythons():
-    supported = [m for m in range(8, 20) if Requirement("x" + PROJECT["requires-python"]).specifier.contains(f"3.{m}")]
+    supported = [
+        m for m in range(8, 20) if Requirement("x" + PROJECT["requires-python"]).specifier.contains(f"3.{m}")
+    ]
     assert supported == [m for m in range(8, 20) if bootstrap.refusal((3, m, 0)) is None] == [11, 12, 13]
 
 
@@ -102,7 +105,9 @@ def source_of(path: Path) -> str:
     if path.suffix == ".ipynb" or path.parent.parent.name == "authoring":
         nb = nbformat.read(path, 4) if path.suffix == ".ipynb" else jupytext.read(path)
         cells = [c.source for c in nb.cells if c.cell_type == "code"]
-        return "\n".join(line for c in cells for line in c.splitlines() if not line.lstrip().startswith(("%", "!")))
+        return "\n".join(
+            line for c in cells for line in c.splitlines() if not line.lstrip().startswith(("%", "!"))
+        )
     return path.read_text()
 
 
@@ -125,4 +130,6 @@ def test_everything_imported_is_declared(where):
                 continue
             for name in imports_of(source_of(path)) - set(sys.stdlib_module_names) - OURS:
                 owners = {canonicalize_name(p) for p in providers.get(name, [])}
-                assert owners & allowed, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not name"
+                assert owners & allowed, (
+                    f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not name"
+                )

@@ -31,10 +31,14 @@ def room(module: str) -> str | None:
 
 
 def files() -> list[tuple[Path, str]]:
-    found = [(p, "ssmcourse." + ".".join(p.relative_to(ROOT / "ssmcourse").with_suffix("").parts))
-             for p in (ROOT / "ssmcourse").rglob("*.py")]
-    found += [(p, "ssmcourse.kernels." + ".".join(p.relative_to(ROOT / "kernels").with_suffix("").parts))
-              for p in (ROOT / "kernels").rglob("*.py")]
+    found = [
+        (p, "ssmcourse." + ".".join(p.relative_to(ROOT / "ssmcourse").with_suffix("").parts))
+        for p in (ROOT / "ssmcourse").rglob("*.py")
+    ]
+    found += [
+        (p, "ssmcourse.kernels." + ".".join(p.relative_to(ROOT / "kernels").with_suffix("").parts))
+        for p in (ROOT / "kernels").rglob("*.py")
+    ]
     return [(path, module.removesuffix(".__init__")) for path, module in found]
 
 
@@ -48,7 +52,9 @@ def imported(path: Path, module: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1] + ([base] if base else []))
+                base = ".".join(
+                    package.split(".")[: len(package.split(".")) - node.level + 1] + ([base] if base else [])
+                )
             names += [f"{base}.{alias.name}" for alias in node.names] + [base]
     return [name for name in names if name.split(".")[0] == "ssmcourse"]
 

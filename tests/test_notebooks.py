@@ -36,7 +36,9 @@ def test_there_are_lessons_to_test():
     assert [p.stem[:2] for p in LESSONS][:2] == ["00", "01"]
 
 
-@pytest.mark.parametrize(("source", "target", "stub"), build.products(), ids=lambda v: name(v) if isinstance(v, Path) else "")
+@pytest.mark.parametrize(
+    ("source", "target", "stub"), build.products(), ids=lambda v: name(v) if isinstance(v, Path) else ""
+)
 def test_a_built_notebook_is_what_its_source_says(source, target, stub):
     problem = build.differences(source, target, stub)
     assert problem is None, f"{name(target)} {problem}: run `make build ARGS={source.stem[:2]}`"
@@ -88,7 +90,13 @@ def test_a_cell_is_short_and_installs_or_downloads_nothing(path):
 @pytest.mark.parametrize("path", LESSONS, ids=name)
 def test_every_picture_of_a_lesson_is_stored_with_words_for_it(path):
     nb = nbformat.read(path, as_version=4)
-    pictures = [o.data for c in nb.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    pictures = [
+        o.data
+        for c in nb.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if "image/png" in o.get("data", {})
+    ]
     assert len(pictures) >= 4
     for data in pictures:
         text = data["text/plain"]
@@ -107,7 +115,10 @@ def test_every_explorable_of_a_lesson_has_its_static_figure(path):
 
 def anchors(path: Path) -> set[str]:
     text = "\n".join(cells(path, "markdown")) if path.suffix == ".ipynb" else path.read_text()
-    return {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    return {
+        re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-")
+        for h in re.findall(r"^#+ (.+)$", text, re.M)
+    }
 
 
 @pytest.mark.parametrize("path", [*BUILT, *sorted(ROOT.glob("*.md"))], ids=name)
@@ -127,13 +138,20 @@ def test_links_resolve(path):
 def test_cross_references_to_exercises_exist(path):
     from ssmcourse.grading.registry import find
 
-    for identifier in {i for c in cells(path, "markdown") for i in re.findall(r"(?:hint|solution)\(\"([\w.]+)\"", c)}:
+    for identifier in {
+        i for c in cells(path, "markdown") for i in re.findall(r"(?:hint|solution)\(\"([\w.]+)\"", c)
+    }:
         assert find(identifier).id == identifier
 
 
 def test_no_tracked_text_holds_a_path_of_one_machine():
     pattern = re.compile(r"(?<![\w.~-])/(home|root|work|farm)/\w")
     for path in tracked():
-        if path.suffix in {".py", ".md", ".toml", ".yml", ".ipynb", ".cfg", ".js", ".css", ".json"} and "tests" not in path.parts:
-            found = [m.group(0) for m in pattern.finditer(path.read_text()) if not m.group(0).startswith("/work/n")]
+        if (
+            path.suffix in {".py", ".md", ".toml", ".yml", ".ipynb", ".cfg", ".js", ".css", ".json"}
+            and "tests" not in path.parts
+        ):
+            found = [
+                m.group(0) for m in pattern.finditer(path.read_text()) if not m.group(0).startswith("/work/n")
+            ]
             assert not found, f"{name(path)} holds {found}"

@@ -47,6 +47,8 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_the_kernels_know_nothing_of_the_rest():
-    code = "import ssmcourse.kernels.runtime, sys; print([m for m in sys.modules if m.startswith('ssmcourse.')])"
+    code = (
+        "import ssmcourse.kernels.runtime, sys; print([m for m in sys.modules if m.startswith('ssmcourse.')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(m.startswith("ssmcourse.kernels") for m in ast.literal_eval(done.stdout))

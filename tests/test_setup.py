@@ -29,7 +29,9 @@ pytestmark = [
 
 
 def run(command: list[str], where: Path, **env: str) -> str:
-    done = subprocess.run(command, cwd=where, env=clean_environment(**env), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=where, env=clean_environment(**env), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -57,7 +59,9 @@ def clone(tmp_path_factory):
 def ready(clone):
     """The clone with lent packages: its lock counts as installed, the course itself does not."""
     lend_packages(clone / ".venv")
-    lock = run([sys.executable, "-c", "import bootstrap; print(bootstrap.digest('requirements.lock'))"], clone).strip()
+    lock = run(
+        [sys.executable, "-c", "import bootstrap; print(bootstrap.digest('requirements.lock'))"], clone
+    ).strip()
     (clone / ".venv" / "course-stamp.json").write_text(json.dumps({"lock": lock}))
     return clone
 
@@ -84,7 +88,10 @@ def test_make_lab_serves_the_learners_copy_of_lesson_00(ready, tmp_path):
         assert "/lab/tree/work/notebooks/00_start_here.ipynb" in address
         served = fetch(f"{base}/api/contents/work/notebooks/00_start_here.ipynb?token={token}")
         assert served["type"] == "notebook"
-        assert fetch(f"{base}/api/contents/work/exercises/00_start_here.ipynb?token={token}")["type"] == "notebook"
+        assert (
+            fetch(f"{base}/api/contents/work/exercises/00_start_here.ipynb?token={token}")["type"]
+            == "notebook"
+        )
         assert "python3" in fetch(f"{base}/api/kernelspecs?token={token}")["kernelspecs"]
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
@@ -136,7 +143,12 @@ def test_a_broken_stamp_means_a_fresh_start_and_pip_s_failure_is_one_clear_line(
     (copy / ".venv" / "course-stamp.json").write_text("{not json")
     (copy / "requirements.lock").write_text("this is not a requirement ===\n")
     done = subprocess.run(
-        [sys.executable, "bootstrap.py"], cwd=copy, env=clean_environment(), capture_output=True, text=True, check=False
+        [sys.executable, "bootstrap.py"],
+        cwd=copy,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "setup: could not install the locked packages" in done.stderr
@@ -150,7 +162,21 @@ def test_help_lists_every_target(clone):
 
 
 def test_the_wheel_installs_in_a_clean_environment_and_brings_the_kernels(clone, tmp_path):
-    run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(clone)], clone)
+    run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            str(clone),
+        ],
+        clone,
+    )
     (wheel,) = tmp_path.glob("ssmcourse-*.whl")
     lend_packages(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"

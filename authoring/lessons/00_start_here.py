@@ -11,6 +11,7 @@
 
 # %%
 import torch
+
 from ssmcourse import explore, linear_scan, predict
 from ssmcourse.explore import MatrixView, curves, show, stored_result
 
@@ -40,6 +41,7 @@ predict("start.nine_tenths", None, question="a = 0.9: after how many steps is le
 #
 # **Step 1. Run it.** The loop below is the memory, all of it.
 
+
 # %%
 def run(a, x):
     """h_t = a h_{t-1} + x_t, starting from nothing; x (l,) -> h (l,)."""
@@ -57,6 +59,7 @@ print(run(0.5, pulse))
 # %% [markdown]
 # The 1 came in at step 0. One step later half of it is left, then a quarter. Count until it drops
 # below a hundredth:
+
 
 # %%
 def life(a, left=0.01):
@@ -91,7 +94,9 @@ print(run(0.5, later))
 
 # %%
 l = 8
-M = torch.stack([run(0.5, one_hot) for one_hot in torch.eye(l)], dim=1)  # (l, l): column j is the life of input j
+M = torch.stack(
+    [run(0.5, one_hot) for one_hot in torch.eye(l)], dim=1
+)  # (l, l): column j is the life of input j
 print(M)
 
 # %% [markdown]
@@ -206,6 +211,7 @@ MatrixView(M_gated, title="M when the input sets the gates", row_name="output i"
 # selection, and it is what all the fuss about Mamba is about.** `linear_scan` is the library's loop for
 # it, one function with several algorithms behind it. Does it agree with the product formula?
 
+
 # %%
 def product(i, j):
     return torch.prod(gates[j + 1 : i + 1])  # the empty product is 1
@@ -301,7 +307,9 @@ show(
 # **Turn `a` past 1.** The tank no longer leaks, it grows. How long does a float32 last?
 
 # %%
-grown = linear_scan(torch.full((1, 1200), 1.1, dtype=torch.float32), torch.ones(1, 1200, dtype=torch.float32))[0]
+grown = linear_scan(
+    torch.full((1, 1200), 1.1, dtype=torch.float32), torch.ones(1, 1200, dtype=torch.float32)
+)[0]
 print("h at steps 10, 100, 900:", [f"{grown[k]:.3g}" for k in (10, 100, 900)])
 print("first infinity at step", int(grown.isinf().nonzero()[0]))
 
@@ -317,6 +325,7 @@ print("first infinity at step", int(grown.isinf().nonzero()[0]))
 # a flag, forget everything and take the value; else hold. Against it stands the best fixed memory there
 # is: for *every* lag up to 32 its own free weight, on values and on flags, fitted by least squares. If
 # the fixed memory comes near zero error, our claim is wrong.
+
 
 # %%
 def flagged_task(seed, l=4000):

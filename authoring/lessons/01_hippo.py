@@ -12,6 +12,7 @@
 # %%
 import sympy as sp
 import torch
+
 from ssmcourse import explore, hippo_matrix, hippo_project, hippo_reconstruct, predict
 from ssmcourse.explore import MatrixView, curves, show, stored_result
 from ssmcourse.tasks.signals import band_limited_noise, photo_row
@@ -27,14 +28,18 @@ torch.set_default_dtype(torch.float64)
 # part of the signal's own variance? Half (0.5)? A hundredth?
 
 # %%
-predict("hippo.error", None, question="64 numbers for 2,000 samples: relative squared error of the whole past?")
+predict(
+    "hippo.error", None, question="64 numbers for 2,000 samples: relative squared error of the whole past?"
+)
 
 # %% [markdown]
 # The same signal, recorded at half the rate: 1,000 samples. Nothing is retuned. **By how many per cent
 # do the 64 numbers at the end change?**
 
 # %%
-predict("hippo.rate", None, question="The same signal at half the sampling rate: change of the numbers, in %?")
+predict(
+    "hippo.rate", None, question="The same signal at half the sampling rate: change of the numbers, in %?"
+)
 
 # %% [markdown]
 # ## Derive
@@ -69,6 +74,7 @@ assert torch.isclose(c, f.mean())
 # because they are orthogonal under exactly that weighting. Stretched to $[0, t]$ and normalised:
 #
 # $$g_n(t, x) = \sqrt{2n+1}\;P_n\!\left(\frac{2x}{t} - 1\right), \qquad \frac1t\int_0^t g_n g_k\,dx = [n = k].$$
+
 
 # %%
 def legendre_basis(n, points):
@@ -188,11 +194,17 @@ assert torch.isclose(A[2, 1], -torch.sqrt(torch.tensor(5.0 * 3.0)))
 # %%
 t, x = sp.symbols("t x", positive=True)
 f_sym = x**2
-c_sym = [sp.integrate(f_sym * sp.sqrt(2 * n + 1) * sp.legendre(n, 2 * x / t - 1), (x, 0, t)) / t for n in range(4)]
+c_sym = [
+    sp.integrate(f_sym * sp.sqrt(2 * n + 1) * sp.legendre(n, 2 * x / t - 1), (x, 0, t)) / t for n in range(4)
+]
 for n in range(4):
-    right = sum(
-        -(n + 1) * c_sym[k] if n == k else -sp.sqrt((2 * n + 1) * (2 * k + 1)) * c_sym[k] for k in range(n + 1)
-    ) + sp.sqrt(2 * n + 1) * t**2
+    right = (
+        sum(
+            -(n + 1) * c_sym[k] if n == k else -sp.sqrt((2 * n + 1) * (2 * k + 1)) * c_sym[k]
+            for k in range(n + 1)
+        )
+        + sp.sqrt(2 * n + 1) * t**2
+    )
     assert sp.simplify(sp.diff(c_sym[n], t) - right / t) == 0
 print("c' = (A c + B f) / t holds exactly for f = x^2 and n = 0 .. 3")
 
@@ -227,7 +239,10 @@ n = torch.arange(N)
 root, sign = torch.sqrt(2.0 * n + 1), (-1.0) ** n
 leaving = -torch.outer(sign * root, sign * root)  # -g_n(old end) g_k(old end)
 ruler = torch.tensor(
-    [[-2 * ((2 * k + 1) * root[r] / root[k] if k < r and (r - k) % 2 else 0.0) for k in range(N)] for r in range(N)]
+    [
+        [-2 * ((2 * k + 1) * root[r] / root[k] if k < r and (r - k) % 2 else 0.0) for k in range(N)]
+        for r in range(N)
+    ]
 )
 A_legt, B_legt = hippo_matrix("legt", N, theta=theta)
 print("largest gap:", f"{((leaving + ruler) / theta - A_legt).abs().max():.1e}")
@@ -312,6 +327,7 @@ explore.hippo()
 # First the answer to the first prediction. $N = 64$, 2,000 samples, bilinear rule; the numbers at the end
 # are asked for the whole past:
 
+
 # %%
 def relative_error(estimate, truth):
     return ((estimate - truth).square().mean() / truth.var()).item()
@@ -330,19 +346,31 @@ predict.show("hippo.error", round(relative_error(whole, signal), 5))
 over_seeds = []
 for seed in range(10):
     other = band_limited_noise(2000, cycles=16, seed=seed)
-    over_seeds.append(relative_error(hippo_reconstruct(hippo_project(other, 64, last_only=True), where), other))
+    over_seeds.append(
+        relative_error(hippo_reconstruct(hippo_project(other, 64, last_only=True), where), other)
+    )
 over_seeds.sort()
-print(f"ten signals: from {over_seeds[0]:.1e} to {over_seeds[-1]:.1e}, half of them under {over_seeds[5]:.1e}")
+print(
+    f"ten signals: from {over_seeds[0]:.1e} to {over_seeds[-1]:.1e}, half of them under {over_seeds[5]:.1e}"
+)
 
 # %% [markdown]
 # About a thousandth of the variance or less, from one number for every thirty samples. Sixteen cycles need about $2\cdot16 = 32$
 # numbers by Nyquist's count; polynomials need about $\pi$ a cycle, so 64 is comfortable and 32 is not:
 
 # %%
-errors = {n: relative_error(hippo_reconstruct(hippo_project(signal, n, last_only=True), where), signal)
-          for n in (16, 24, 32, 40, 48, 56, 64, 80)}
+errors = {
+    n: relative_error(hippo_reconstruct(hippo_project(signal, n, last_only=True), where), signal)
+    for n in (16, 24, 32, 40, 48, 56, 64, 80)
+}
 show(
-    curves({"LegS": list(errors.values())}, x=list(errors), x_name="numbers kept, N", y_name="error / variance", log_y=True),
+    curves(
+        {"LegS": list(errors.values())},
+        x=list(errors),
+        x_name="numbers kept, N",
+        y_name="error / variance",
+        log_y=True,
+    ),
     alt="The error of the whole past falls from about one at N = 16 to under a thousandth at N = 64.",
 )
 
@@ -371,12 +399,18 @@ def best(n):
 
 for n in (16, 64, 128, 256):
     row_errors = [relative_error(e, row) for e in (remembered(n, 1), remembered(n, 8), best(n))]
-    print(f"N = {n:3d}: one step {row_errors[0]:.3f}, eight steps {row_errors[1]:.3f}, best {row_errors[2]:.3f}")
+    print(
+        f"N = {n:3d}: one step {row_errors[0]:.3f}, eight steps {row_errors[1]:.3f}, best {row_errors[2]:.3f}"
+    )
 
 # %%
 show(
-    curves({"the row": row, "16 numbers": remembered(16, 8), "128 numbers": remembered(128, 8)},
-           x=torch.arange(640), x_name="pixel", y_name="brightness (standard deviations)"),
+    curves(
+        {"the row": row, "16 numbers": remembered(16, 8), "128 numbers": remembered(128, 8)},
+        x=torch.arange(640),
+        x_name="pixel",
+        y_name="brightness (standard deviations)",
+    ),
     alt="A row of pixels with sharp edges; 16 numbers follow its broad shape, 128 follow all but the edges.",
 )
 
@@ -405,6 +439,7 @@ print(f"a million samples, N = 64: {result['speedup']:.0f} times the dense loop'
 # **Turn the sampling rate.** Take every second sample of the same signal and change nothing else. LegS has
 # no $\Delta$ to get wrong: its numbers describe a *shape*, stretched over however many samples there were
 # (Proposition 3). LegT's window of 500 samples suddenly spans twice the time.
+
 
 # %%
 def change(measure, **window):

@@ -27,7 +27,7 @@ def band_limited_noise(l: int, cycles: int = 16, seed: int = 0) -> Tensor:
     phase = 2 * torch.pi * torch.rand(cycles, generator=generator, dtype=torch.float64)
     time = torch.arange(1, l + 1, dtype=torch.float64) / l
     frequency = torch.arange(1, cycles + 1, dtype=torch.float64)
-    waves = torch.sin(2 * torch.pi * time[:, None] * frequency + phase)             # (l, cycles)
+    waves = torch.sin(2 * torch.pi * time[:, None] * frequency + phase)  # (l, cycles)
     return waves @ amplitude / (amplitude.square().sum() / 2).sqrt()
 
 
@@ -41,7 +41,7 @@ def photo_row(row: int = 200) -> Tensor:
     """
     from sklearn.datasets import load_sample_image  # slow to import, needed here only
 
-    image = load_sample_image("china.jpg")                                          # (427, 640, 3)
+    image = load_sample_image("china.jpg")  # (427, 640, 3)
     if not 0 <= row < image.shape[0]:
         raise ValueError(f"row: got {row}, expected 0 to {image.shape[0] - 1}")
     brightness = torch.from_numpy(image[row].mean(-1))

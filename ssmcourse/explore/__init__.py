@@ -19,7 +19,7 @@ _HOME = {
     "hippo": ("apps.hippo", "hippo"),
 }
 
-__all__ = [*_HOME]  # noqa: PLE0604
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:

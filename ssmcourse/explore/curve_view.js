@@ -74,9 +74,9 @@ function render({ model, el }) {
     const y = panels[k].y - 13;
     ctx.textBaseline = "middle"; ctx.textAlign = "left"; ctx.fillStyle = theme.quiet;
     ctx.fillText(panel.heading, area.x, y);
+    const named = panel.lines.filter((line) => line.name);
     let x = area.x + area.width;
-    for (const line of [...panel.lines].reverse()) {
-      if (!line.name) continue;
+    for (const line of named.length > 1 ? named.reverse() : []) {
       x -= ctx.measureText(line.name).width;
       ctx.fillStyle = theme.text; ctx.fillText(line.name, x, y);
       swatch(ctx, line, x - 24, y);

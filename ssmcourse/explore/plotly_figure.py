@@ -53,9 +53,7 @@ def _sentence(picture: Curves | MatrixImage) -> str:
 
 def _colorscale(scale: str) -> list[list[Any]]:
     colors = scale_colors(scale, count=33)
-    return [
-        [k / 32, "rgb({:.0f},{:.0f},{:.0f})".format(*(255 * color))] for k, color in enumerate(colors)
-    ]
+    return [[k / 32, "rgb({:.0f},{:.0f},{:.0f})".format(*(255 * color))] for k, color in enumerate(colors)]
 
 
 def _add_matrix(figure: go.Figure, picture: MatrixImage, column: int) -> None:

@@ -112,7 +112,7 @@ def _draw_lines(axes: Axes, panel: Panel, picture: Curves) -> None:
         axes.axvspan(band.start, band.stop, color=PAPER["main"], alpha=0.09, linewidth=0)
     for line in panel.lines:
         _draw_line(axes, line)
-    if any(line.name for line in panel.lines):
+    if sum(bool(line.name) for line in panel.lines) > 1:
         axes.legend(
             loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, frameon=False, fontsize=8,
             borderaxespad=0.0, handlelength=1.4, labelcolor=PAPER["text"],
@@ -130,7 +130,9 @@ def _draw_line(axes: Axes, line: Line) -> None:
         axes.plot(line.x[drawn], line.y[drawn], "o", markersize=3.6, color=color, label=label)
         return
     dashes = "--" if line.style == "dashes" else "-"
-    axes.plot(line.x, line.y, dashes, color=color, linewidth=1.6, label="_" if line.style == "area" else label)
+    axes.plot(
+        line.x, line.y, dashes, color=color, linewidth=1.6, label="_" if line.style == "area" else label
+    )
 
 
 def _draw_strip(slot: Any, axes: Axes, panel: Panel, picture: Curves) -> None:

@@ -21,7 +21,7 @@ ATTEMPT = (
 
 
 def hippo(
-    signal: str = "noise", *, n: int = 32, measure: str = "legs", theta: int = 128, t: int = 400
+    signal: str = "noise", *, n: int = 28, measure: str = "legs", theta: int = 128, t: int = 400
 ) -> Explorable:
     """A signal, and its past as n numbers remember it, alive.
 
@@ -72,20 +72,25 @@ class _App:
             value=self.p.signal,
             description="signal",
             layout=w.Layout(width="220px"),
-            style={"description_width": "40px"},
+            style={"description_width": "42px"},
         )
         choice.observe(lambda change: self._choose(change["new"]), "value")
-        measure = self._buttons({label: name for name, label in MEASURES.items()}, self.p.measure, "56px")
+        measure = self._buttons({label: name for name, label in MEASURES.items()}, self.p.measure, "62px")
         measure.observe(lambda change: self._set(measure=change["new"]), "value")
         rates = dict(zip(("×½", "×1", "×2"), RATES, strict=True))
-        rate = self._buttons(rates, self.p.rate, "38px")
-        rate.tooltips = tuple(f"read the signal {label} as often, dt and θ in samples unchanged" for label in rates)
+        rate = self._buttons(rates, self.p.rate, "46px")
+        rate.tooltips = tuple(
+            f"read the signal {label} as often, dt and θ in samples unchanged" for label in rates
+        )
         rate.observe(lambda change: self._set(rate=change["new"]), "value")
-        return [choice, w.HBox([w.Label("measure"), measure]), w.HBox([w.Label("samples"), rate])]
+        return [choice, _labelled("measure", measure), _labelled("samples", rate)]
 
     def _buttons(self, options: dict[str, Any], value: Any, width: str) -> w.ToggleButtons:
         return w.ToggleButtons(
-            options=list(options.items()), value=value, style={"button_width": width}, layout=w.Layout(width="auto")
+            options=list(options.items()),
+            value=value,
+            style={"button_width": width},
+            layout=w.Layout(width="auto"),
         )
 
     def _number(self, label: str, name: str, value: int, low: int, high: int) -> w.Widget:
@@ -120,3 +125,9 @@ class _App:
         self.d = arrays(self.p)
         (self.curves.curves,) = pictures(self.d)
         self.widget.say(facts(self.d))
+
+
+def _labelled(text: str, buttons: w.Widget) -> w.Widget:
+    pair = w.HBox([w.Label(text), buttons], layout=w.Layout(align_items="center"))
+    pair.add_class("ssm-pair")
+    return pair

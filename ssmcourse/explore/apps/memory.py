@@ -77,10 +77,9 @@ class _App:
         self.curves.observe(self._drawn, "drawn_count")
 
     def _sliders(self) -> list[w.Widget]:
-        log_A = math.log10(-self.p.A)
         rate = slider(w.FloatSlider, "A", self.p.A, min(-4.0, self.p.A), max(-0.05, self.p.A), 0.05)
-        low, high = math.log10(self.p.dt), math.log10(self.p.dt)
-        step = slider(w.FloatLogSlider, "Δ", self.p.dt, min(-2.0, low), max(0.31, high), 0.01)
+        at = math.log10(self.p.dt)
+        step = slider(w.FloatLogSlider, "Δ", self.p.dt, min(-2.0, at), max(0.31, at), 0.01)
         rate.observe(lambda change: self._set(A=change["new"]), "value")
         step.observe(lambda change: self._set(dt=change["new"]), "value")
         return [rate, step]
@@ -91,8 +90,8 @@ class _App:
             options=[(names.get(s, s), s) for s in SIGNALS],
             value=self.p.signal,
             description="input",
-            layout=w.Layout(width="240px"),
-            style={"description_width": "40px"},
+            layout=w.Layout(width="296px"),
+            style={"description_width": "42px"},
         )
         gate = w.Checkbox(
             value=self.p.selective,

@@ -12,7 +12,7 @@ from ..front import css, with_still
 from ..picture import Curves, MatrixImage
 from ..still import still_png
 
-WIDE = w.Layout(width="320px")
+WIDE = w.Layout(width="296px")
 
 
 class Explorable(w.VBox):
@@ -39,14 +39,13 @@ class Explorable(w.VBox):
         self._name, self._still = name, still
         self._says = w.HTML()
         self._facts = ""
-        rows = [w.HBox(list(row), layout=w.Layout(flex_flow="row wrap", gap="0 18px")) for row in controls]
-        columns = [
-            w.Box([view], layout=w.Layout(flex=flex, min_width="0", overflow="hidden")) for view, flex in body
-        ]
-        pictures = w.HBox(columns, layout=w.Layout(flex_flow="row wrap", gap="8px 20px", width="100%"))
+        rows = [_row(list(row)) for row in controls]
+        for view, flex in body:
+            view.layout = w.Layout(flex=flex, min_width="0", overflow="hidden")
+        pictures = _row([view for view, _ in body])
         style = w.HTML(f"<style>{css()}</style><div class='ssm-title'>{html.escape(title)}</div>")
         invitation = w.HTML(f"<div class='ssm-try'><b>Try:</b> {attempt}</div>")
-        super().__init__([style, *rows, self._says, pictures, invitation], layout=w.Layout(gap="6px"))
+        super().__init__([style, *rows, self._says, pictures, invitation])
         self.add_class("ssm-explorable")
 
     def say(self, facts: str) -> None:
@@ -68,6 +67,12 @@ class Explorable(w.VBox):
         return with_still(bundle, still_png(*self._still(), encoded=True), self.description)
 
 
+def _row(widgets: list[w.Widget]) -> w.HBox:
+    row = w.HBox(widgets, layout=w.Layout(flex_flow="row wrap", align_items="center", width="100%"))
+    row.add_class("ssm-row")
+    return row
+
+
 def slider(kind: type, label: str, value: float, low: float, high: float, step: float, **more: Any) -> Any:
     """A slider of the common width; FloatLogSlider takes low and high as powers of ten."""
     return kind(
@@ -77,7 +82,7 @@ def slider(kind: type, label: str, value: float, low: float, high: float, step: 
         step=step,
         description=label,
         layout=WIDE,
-        style={"description_width": "30px"},
+        style={"description_width": "42px"},
         continuous_update=True,
         **more,
     )

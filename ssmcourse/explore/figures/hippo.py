@@ -44,7 +44,7 @@ class Hippo:
     """
 
     signal: str = "noise"
-    n: int = 32
+    n: int = 28
     measure: str = "legs"
     theta: int = 128
     t: int = 400
@@ -198,7 +198,9 @@ def facts(d: HippoArrays) -> str:
         "legt": f"in the window of {p.theta} samples, beyond which nothing is known",
         "lagt": f"of the last {p.theta} samples; what is older fades",
     }[p.measure]
-    held = f"{p.n} number{'s' if p.n > 1 else ''} for {p.now} samples. Error {where}: {_percent(d.error * 100)}."
+    held = (
+        f"{p.n} number{'s' if p.n > 1 else ''} for {p.now} samples. Error {where}: {_percent(d.error * 100)}."
+    )
     if p.rate == 1.0:
         return held
     moved = ", ".join(f"{MEASURES[name]} {_percent(value)}" for name, value in d.change.items())

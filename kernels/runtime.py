@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -48,6 +47,9 @@ def cuda_mode() -> CudaMode:
     return cast(CudaMode, _numba_cuda().mode)
 
 
+_RESTART = "restart Python and import ssmcourse.scan first"
+
+
 class _Found(NamedTuple):
     """How a library was found to run here and, if it does not, why, as one clause."""
 
@@ -57,21 +59,22 @@ class _Found(NamedTuple):
 
 @functools.cache
 def _triton() -> _Found:
-    if importlib.util.find_spec("triton") is None:
-        return _Found("absent", "triton is not installed; it has no wheels for macOS and Windows")
-    if not _switched_on("TRITON_INTERPRET"):
-        if has_cuda():
-            return _Found("compiled")
-        return _Found("absent", "there is no GPU, and TRITON_INTERPRET is set to off")
+    interpret = _switched_on("TRITON_INTERPRET")
     try:
         import triton.language
         from triton.runtime.interpreter import InterpretedFunction
     except Exception as error:  # a broken installation is a finding, not a crash
+        if getattr(error, "name", "") == "triton":
+            return _Found("absent", "triton is not installed; it has no wheels for macOS and Windows")
         return _Found("absent", f"triton does not import: {error}")
     # Triton's own library functions took their mode when triton was first imported.
-    if not isinstance(triton.language.sum, InterpretedFunction):
-        return _Found("absent", "triton was imported before ssmcourse: restart, import ssmcourse.scan first")
-    return _Found("interpreted")
+    if interpret and not isinstance(triton.language.sum, InterpretedFunction):
+        return _Found("absent", f"triton was imported before ssmcourse: {_RESTART}")
+    if interpret:
+        return _Found("interpreted")
+    if has_cuda():
+        return _Found("compiled")
+    return _Found("absent", "there is no GPU, and TRITON_INTERPRET is switched off")
 
 
 @functools.cache
@@ -90,10 +93,10 @@ def _numba_cuda() -> _Found:
     if "simulator" in cuda.jit.__module__:
         return _Found("simulated")
     if simulate:
-        return _Found("absent", "numba.cuda was imported before ssmcourse: restart, import ssmcourse.scan first")
+        return _Found("absent", f"numba.cuda was imported before ssmcourse: {_RESTART}")
     if has_cuda() and cuda.is_available():
         return _Found("real")
-    return _Found("absent", "there is no GPU that numba-cuda can use, and NUMBA_ENABLE_CUDASIM is off")
+    return _Found("absent", "there is no GPU that Numba can use, and NUMBA_ENABLE_CUDASIM is switched off")
 
 
 @functools.cache
@@ -176,7 +179,7 @@ def _load(operator: str, backend: str, where: str) -> str:
             why = f"which does not run here: {_found(name).why}"
         else:
             why = f"which does not take tensors on {where!r}"
-        raise ValueError(f"backend: got {backend!r}, {why}. {operator} has {', '.join(usable)} here, or 'auto'")
+        raise ValueError(f"backend: got {backend!r}, {why}. {operator} has here: auto, {', '.join(usable)}")
     loaded = _LOADED.setdefault(operator, {})
     if name not in loaded:
         implementation = _implementations(operator)[name]

@@ -66,7 +66,7 @@ def backends(operator: str) -> list[str]:
         ValueError: no operator of that name has backends.
     """
     if operator in dir(ssmcourse):
-        getattr(ssmcourse, operator)  # loading its module registers it
+        getattr(ssmcourse, operator)  # the module that defines it names its backends
     return runtime.backends(operator)
 
 
@@ -90,7 +90,7 @@ runtime.register(
 
 
 def _check(a: Tensor, b: Tensor, initial_state: Tensor | None) -> None:
-    given = {"a": a, "b": b} if initial_state is None else {"a": a, "b": b, "initial_state": initial_state}
+    given = {"b": b, "a": a} if initial_state is None else {"b": b, "a": a, "initial_state": initial_state}
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name}: got {type(tensor).__name__}, expected a torch tensor")
@@ -100,15 +100,15 @@ def _check(a: Tensor, b: Tensor, initial_state: Tensor | None) -> None:
             raise ValueError(f"{name}: got a tensor on {tensor.device}, expected b's device {b.device}")
     if b.ndim < 2:
         raise ValueError(f"b: got shape {tuple(b.shape)}, expected (b, l, ...)")
-    if a.ndim != b.ndim or any(m not in (1, n) for m, n in zip(a.shape, b.shape, strict=False)):
+    if a.ndim != b.ndim or any(m not in (1, n) for m, n in zip(a.shape, b.shape, strict=True)):
         raise ValueError(
-            f"a: got shape {tuple(a.shape)}, expected b's {tuple(b.shape)}, with ones where a gate is shared"
+            f"a: got shape {tuple(a.shape)}, expected {tuple(b.shape)} as b, or 1 where a gate is shared"
         )
-    if initial_state is not None:
-        expected = b.shape[:1] + b.shape[2:]
-        if initial_state.shape != expected:
-            raise ValueError(
-                f"initial_state: got shape {tuple(initial_state.shape)}, expected {tuple(expected)}: b's without l"
-            )
-        if initial_state.is_complex() and not (a.is_complex() or b.is_complex()):
-            raise ValueError(f"initial_state: got {initial_state.dtype} beside real a and b, expected a real one")
+    if initial_state is None:
+        return
+    expected = b.shape[:1] + b.shape[2:]
+    if initial_state.shape != expected:
+        got = tuple(initial_state.shape)
+        raise ValueError(f"initial_state: got shape {got}, expected {tuple(expected)}: b's without l")
+    if initial_state.is_complex() and not (a.is_complex() or b.is_complex()):
+        raise ValueError(f"initial_state: got {initial_state.dtype}, expected a real one beside real a and b")

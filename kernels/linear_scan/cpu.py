@@ -17,7 +17,7 @@ from ssmcourse.kernels.threads import native, run
 
 NARROW = 4  # up to so many channels, looking ahead in time beats SIMD over channels
 PARALLEL_FROM = 1 << 16  # elements; below, waking a second thread costs more than it saves
-BLOCK_AT_LEAST = 128  # channels; half a kilobyte a step keeps the memory's prefetcher going
+BLOCK_AT_LEAST = 256  # channels; a kilobyte a step keeps the memory's prefetcher going
 PIECE_AT_LEAST = 256  # steps
 
 Range = tuple[int, int]
@@ -55,24 +55,25 @@ def _scan_narrow(a, b, entering, h, begin, end, lo, hi, reverse):
     in_fours = (end - begin) // 4 * 4
     for i in range(b.shape[0]):
         for k in range(lo, hi):
+            gate, x, out = a[i * differs, :, k], b[i, :, k], h[i, :, k]
             state = entering[i, k]
             for step in range(0, in_fours, 4):
                 t0 = start + onward * step
                 t1, t2, t3 = t0 + onward, t0 + 2 * onward, t0 + 3 * onward
-                a1, a2, a3 = a[i * differs, t1 * moves, k], a[i * differs, t2 * moves, k], a[i * differs, t3 * moves, k]
-                decay0, local0 = a[i * differs, t0 * moves, k], b[i, t0, k]
-                decay1, local1 = a1 * decay0, a1 * local0 + b[i, t1, k]
-                decay2, local2 = a2 * decay1, a2 * local1 + b[i, t2, k]
-                decay3, local3 = a3 * decay2, a3 * local2 + b[i, t3, k]
-                h[i, t0, k] = decay0 * state + local0
-                h[i, t1, k] = decay1 * state + local1
-                h[i, t2, k] = decay2 * state + local2
+                a1, a2, a3 = gate[t1 * moves], gate[t2 * moves], gate[t3 * moves]
+                decay0, local0 = gate[t0 * moves], x[t0]
+                decay1, local1 = a1 * decay0, a1 * local0 + x[t1]
+                decay2, local2 = a2 * decay1, a2 * local1 + x[t2]
+                decay3, local3 = a3 * decay2, a3 * local2 + x[t3]
+                out[t0] = decay0 * state + local0
+                out[t1] = decay1 * state + local1
+                out[t2] = decay2 * state + local2
                 state = decay3 * state + local3
-                h[i, t3, k] = state
+                out[t3] = state
             for step in range(in_fours, end - begin):
                 t = start + onward * step
-                state = a[i * differs, t * moves, k] * state + b[i, t, k]
-                h[i, t, k] = state
+                state = gate[t * moves] * state + x[t]
+                out[t] = state
 
 
 @native
@@ -124,7 +125,7 @@ def _through(a, x, decay, local, begin, end, reverse, gradient):
 def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
     """h of `linear_scan`, for a and b (b, l, d) and the initial state (b, d), all of one dtype."""
     gates, x, first = _gates(a), _array(b), _array(initial_state)
-    h = np.empty_like(x)
+    h = np.empty_like(x)  # NumPy asks for huge pages: fresh memory costs a third less than torch's
     rows, pieces, blocks = _plan(*x.shape)
     kernel = _scan_narrow if x.shape[2] <= NARROW else _scan
     run(
@@ -163,12 +164,14 @@ def gradient(
 def _plan(b: int, l: int, d: int) -> tuple[list[slice], list[Range], list[Range]]:
     """Rows, pieces of l and blocks of channels to share out among the threads.
 
-    l is cut last: to know the states that enter the pieces, a and b have to be read once more.
+    l is cut last: to know the states that enter the pieces, a and b have to be read once more, which
+    two threads do not win back, nor a few for a row so narrow that `_scan_narrow` takes it.
     """
     threads = torch.get_num_threads() if b * l * d >= PARALLEL_FROM else 1
     rows = _cut(b, threads)
     blocks = _cut(d, threads // len(rows), BLOCK_AT_LEAST)
-    pieces = _cut(l, threads // (len(rows) * len(blocks)) if d > NARROW else 1, PIECE_AT_LEAST)
+    idle = threads // (len(rows) * len(blocks))
+    pieces = _cut(l, idle if idle > 2 and d > NARROW else 1, PIECE_AT_LEAST)
     return [slice(*r) for r in rows], pieces, blocks
 
 

@@ -48,9 +48,10 @@ def register(name: str, scan: Scan, gradient: Gradient | None = None) -> Scan:
         ctx.save_for_backward(a, output, initial_state)
 
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+        a, h, initial_state = ctx.saved_tensors
         if fused is None or torch.is_grad_enabled():  # enabled: someone wants the second derivative
-            return *by_the_rule(operator, dh, *ctx.saved_tensors, ctx.reverse), None
-        return *fused(dh, *ctx.saved_tensors, ctx.reverse), None
+            return *by_the_rule(operator, dh, a, h, initial_state, ctx.reverse), None
+        return *fused(dh, a, h, initial_state, ctx.reverse), None
 
     operator.register_autograd(backward, setup_context=remember)
     return getattr(torch.ops.ssmcourse, f"linear_scan_{name}").default
@@ -77,7 +78,8 @@ def _register_gradient(name: str, gradient: Gradient) -> Gradient:
         f"ssmcourse::linear_scan_{name}_gradient",
         gradient,
         mutates_args=(),
-        schema="(Tensor dh, Tensor a, Tensor h, Tensor initial_state, bool reverse) -> (Tensor, Tensor, Tensor)",
+        schema="(Tensor dh, Tensor a, Tensor h, Tensor initial_state, bool reverse)"
+        " -> (Tensor, Tensor, Tensor)",
     )
     operator.register_fake(
         lambda dh, a, h, initial_state, reverse: (

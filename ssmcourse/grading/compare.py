@@ -23,12 +23,17 @@ class Failure(Exception):
         self.message, self.diagnosis = message, diagnosis
 
 
-def kind(got: Any, expected: Any, names: tuple[str, ...] = (), label: str = "The answer") -> None:
-    """Fail unless `got` is of the kind, shape, dtype and device of `expected`."""
+def kind(
+    got: Any, expected: Any, names: tuple[str, ...] = (), label: str = "The answer", *, any_float: bool = False
+) -> None:
+    """Fail unless `got` is of the kind, shape, dtype and device of `expected`.
+
+    With `any_float`, any real floating dtype will do where a real floating one is expected.
+    """
     if isinstance(expected, tuple):
-        _kind_of_tuple(got, expected, names, label)
+        _kind_of_tuple(got, expected, names, label, any_float)
     elif isinstance(expected, Tensor):
-        _kind_of_tensor(got, expected, label)
+        _kind_of_tensor(got, expected, label, any_float)
     elif isinstance(expected, (bool, str)) or not isinstance(expected, (int, float, complex)):
         if not isinstance(got, type(expected)):
             raise Failure(f"{label} is {values.kind(got)}; expected {values.kind(expected)}.", _returned(got))
@@ -36,16 +41,18 @@ def kind(got: Any, expected: Any, names: tuple[str, ...] = (), label: str = "The
         raise Failure(f"{label} is {values.kind(got)}; expected a number.", _returned(got))
 
 
-def _kind_of_tuple(got: Any, expected: tuple[Any, ...], names: tuple[str, ...], label: str) -> None:
+def _kind_of_tuple(
+    got: Any, expected: tuple[Any, ...], names: tuple[str, ...], label: str, any_float: bool
+) -> None:
     if not isinstance(got, (tuple, list)) or len(got) != len(expected):
         wanted = f"({', '.join(names)})" if names else f"a tuple of {len(expected)}"
         came = f"{values.kind(got)} of {len(got)}" if isinstance(got, (tuple, list)) else values.kind(got)
         raise Failure(f"{label} is {came}; expected {wanted}.", _returned(got))
     for i, (g, e) in enumerate(zip(got, expected, strict=True)):
-        kind(g, e, label=_label(i, names))
+        kind(g, e, label=_label(i, names), any_float=any_float)
 
 
-def _kind_of_tensor(got: Any, expected: Tensor, label: str) -> None:
+def _kind_of_tensor(got: Any, expected: Tensor, label: str, any_float: bool) -> None:
     shape, dtype = tuple(expected.shape), values.short_dtype(expected.dtype)
     if type(got) not in (Tensor, torch.nn.Parameter):
         raise Failure(
@@ -55,9 +62,11 @@ def _kind_of_tensor(got: Any, expected: Tensor, label: str) -> None:
     if tuple(got.shape) != shape:
         hint = "it is transposed" if tuple(got.shape) == shape[::-1] else ""
         raise Failure(f"{label} has shape {tuple(got.shape)}; expected {shape}.", hint)
-    if got.dtype != expected.dtype:
+    floats = any_float and got.is_floating_point() and expected.is_floating_point()
+    if got.dtype != expected.dtype and not floats:
+        wanted = "a floating dtype" if any_float and expected.is_floating_point() else f"{dtype}, as the inputs have"
         raise Failure(
-            f"{label} has dtype {values.short_dtype(got.dtype)}; expected {dtype}, the dtype that the inputs ask for.",
+            f"{label} has dtype {values.short_dtype(got.dtype)}; expected {wanted}.",
             "a tensor was made without dtype=..., which gives float32 (or int64)",
         )
     if got.layout != expected.layout or got.device != expected.device:
@@ -90,6 +99,7 @@ def same(
     what: str = "The answer",
     names: tuple[str, ...] = (),
     default: str = "",
+    any_float: bool = False,
 ) -> None:
     """Fail unless `got` equals `expected` to the tolerance of its dtype and of `terms`.
 
@@ -99,9 +109,10 @@ def same(
         what: opens the message.
         names: of the parts, where `expected` is a tuple.
         default: the diagnosis when no mistake fits.
+        any_float: as in `kind`.
     """
     what = what or "The answer"
-    kind(got, expected, names)
+    kind(got, expected, names, any_float=any_float)
     part = _first_difference(got, expected, terms, names)
     if part is None:
         return
@@ -140,7 +151,7 @@ def _known(got: Any, mistakes: dict[str, Any], terms: int) -> str:
     for words, wrong in mistakes.items():
         value = wrong() if callable(wrong) else wrong
         try:
-            kind(got, value)
+            kind(got, value, any_float=True)
         except Failure:
             continue
         if _first_difference(got, value, terms, ()) is None:

@@ -29,7 +29,8 @@ as not reached, and what they ask of the trial does not happen. Inside a layer:
     trial.require(condition, message)     the property; message is shown when the condition is false
     trial.randn(*shape), trial.rand(...)  float64 inputs from the exercise's own fixed seed
 
-`expected` is a tensor, a number, or a tuple of them; kind, shape, dtype and device are compared first.
+`expected` is a tensor, a number, or a tuple of them; kind, shape, dtype and device are compared first
+(`any_float=True` accepts any floating dtype, for functions whose inputs do not set one).
 `terms` is how many rounded terms one value sums (`ssmcourse.tolerance`). A mistake is a function of
 the same arguments that gives the wrong answer: when the learner's answer is wrong and equals it, its
 words are shown. `mistakes={words: value}` adds some to one comparison. The learner gets copies of the

@@ -69,15 +69,15 @@ class Trial:
         self.layers.append(done)
         self._on_layer(done)
 
-    def example(self, *args: Any, expect: Any, terms: int = 1) -> None:
+    def example(self, *args: Any, expect: Any, terms: int = 1, any_float: bool = False) -> None:
         """The first two layers: kind, shape and dtype of the answer to `args`; then its values."""
         got = None
         with self.layer(SHAPE_LAYER):
             self._fits(args)
             got = self.call(*args)
-            compare.kind(got, expect, self.exercise.results)
+            compare.kind(got, expect, self.exercise.results, any_float=any_float)
         with self.layer(EXAMPLE_LAYER):
-            self._compare(args, got, expect, terms, {})
+            self._compare(args, got, expect, terms, {}, any_float)
 
     # ---- the learner's function
 
@@ -95,11 +95,17 @@ class Trial:
         return got
 
     def compare(
-        self, args: tuple[Any, ...], expected: Any, *, terms: int = 1, mistakes: dict[str, Any] | None = None
+        self,
+        args: tuple[Any, ...],
+        expected: Any,
+        *,
+        terms: int = 1,
+        mistakes: dict[str, Any] | None = None,
+        any_float: bool = False,
     ) -> Any:
         """Call with `args` and compare with `expected`; returns the answer."""
         got = self.call(*args)
-        self._compare(args, got, expected, terms, mistakes or {})
+        self._compare(args, got, expected, terms, mistakes or {}, any_float)
         return got
 
     def same(
@@ -250,14 +256,22 @@ class Trial:
                     f"{values.describe(after)}. Work on a copy, {name}.clone()."
                 )
 
-    def _compare(self, args: tuple[Any, ...], got: Any, expected: Any, terms: int, extra: dict[str, Any]) -> None:
+    def _compare(
+        self,
+        args: tuple[Any, ...],
+        got: Any,
+        expected: Any,
+        terms: int,
+        mistakes: dict[str, Any],
+        any_float: bool,
+    ) -> None:
         self._reached()
-        mistakes: dict[str, Any] = {**extra}
+        mistakes = dict(mistakes)
         for words, wrong in self._mistakes.items():
             mistakes.setdefault(words, lambda wrong=wrong: wrong(*values.copy_of(args)))
         compare.same(
             got, expected, terms=terms, mistakes=mistakes, what=f"With {self._inputs(args)}: the answer",
-            names=self.exercise.results,
+            names=self.exercise.results, any_float=any_float,
         )  # fmt: skip
 
     def _fits(self, args: tuple[Any, ...]) -> None:

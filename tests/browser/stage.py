@@ -4,7 +4,11 @@ import base64
 
 from playwright.sync_api import Browser
 
-LIGHT = {"--jp-layout-color0": "#fff", "--jp-ui-font-color1": "rgba(0,0,0,.87)", "--jp-ui-font-color2": "#757575"}
+LIGHT = {
+    "--jp-layout-color0": "#fff",
+    "--jp-ui-font-color1": "rgba(0,0,0,.87)",
+    "--jp-ui-font-color2": "#757575",
+}
 DARK = {"--jp-layout-color0": "#111", "--jp-ui-font-color1": "#fff", "--jp-ui-font-color2": "#bdbdbd"}
 
 PAGE = """<!doctype html><body data-jp-theme-light="true" style="margin:0; height:3000px">
@@ -39,7 +43,9 @@ def plain(traits: dict) -> dict:
 class Stage:
     """A widget on a page of its own."""
 
-    def __init__(self, chrome: Browser, widget, *, width: int = 620, dark: bool = False, ratio: float = 1) -> None:
+    def __init__(
+        self, chrome: Browser, widget, *, width: int = 620, dark: bool = False, ratio: float = 1
+    ) -> None:
         self.context = chrome.new_context(viewport={"width": width, "height": 700}, device_scale_factor=ratio)
         self.page = self.context.new_page()
         self.errors: list[str] = []
@@ -50,8 +56,12 @@ class Stage:
         traits = {k: v for k, v in widget.get_state().items() if k not in skip and not k.startswith("_model")}
         self.page.evaluate(MODEL, plain(traits))
         start = "window.stop = render({ model: window.model, el: document.getElementById('host') });"
-        self.page.add_script_tag(type="module", content=widget._esm.replace("export default { render };", start))
-        self.page.wait_for_function("window.stop && document.querySelector('canvas')?.hasAttribute('aria-label')")
+        self.page.add_script_tag(
+            type="module", content=widget._esm.replace("export default { render };", start)
+        )
+        self.page.wait_for_function(
+            "window.stop && document.querySelector('canvas')?.hasAttribute('aria-label')"
+        )
         self.canvas = self.page.locator("canvas")
         self.settle()
 

@@ -16,8 +16,8 @@ CONTRAST = """() => [...document.querySelectorAll('.ssm-view canvas')].map((c) =
   const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
   const page = light(...back);
   let best = 1;
-  for (let k = 0; k < d.length; k += 4) if (d[k + 3] > 250) {
-    const here = light(d[k], d[k + 1], d[k + 2]);
+  for (let k = 0; k < d.length; k += 4) {
+    const share = d[k + 3] / 255, here = light(...[0, 1, 2].map((c) => d[k + c] * share + back[c] * (1 - share)));
     best = Math.max(best, (Math.max(here, page) + 0.05) / (Math.min(here, page) + 0.05));
   }
   return [page, best];
@@ -94,14 +94,19 @@ def test_hippo_moves_by_slider_marker_button_and_pen(lab):
 def test_a_fresh_clone_shows_the_still_picture(lab):
     """An untrusted notebook with a widget of a kernel that is long gone: the PNG in the same bundle."""
     view = MatrixView([[1.0, 0.0], [0.5, 1.0]])
-    stored = {"image/png": still_png(*memory.pictures(memory.arrays(memory.Memory()))), "text/plain": repr(view)}
+    stored = {
+        "image/png": still_png(*memory.pictures(memory.arrays(memory.Memory()))),
+        "text/plain": repr(view),
+    }
     data = stored | {"image/png": base64.b64encode(stored["image/png"]).decode()}
     gone = {"version_major": 2, "version_minor": 0, "model_id": "0" * 32}
     outputs = [
         {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": bundle}
         for bundle in (data, data | {"application/vnd.jupyter.widget-view+json": gone})
     ]
-    name = lab.server.write("clone.ipynb", "explore.memory()", "view", outputs={0: outputs[:1], 1: outputs[1:]})
+    name = lab.server.write(
+        "clone.ipynb", "explore.memory()", "view", outputs={0: outputs[:1], 1: outputs[1:]}
+    )
     lab.open(name)
     images = lab.page.locator(".jp-RenderedImage img")
     images.nth(1).wait_for()

@@ -48,7 +48,9 @@ def test_the_pointer_reads_off_the_exact_value(stage):
 
 
 def test_arrow_keys_move_the_crosshair_and_stop_at_the_edge(stage):
-    s = stage(MatrixView(M, row_labels=[f"r{k}" for k in range(16)], column_labels=[f"c{k}" for k in range(16)]))
+    s = stage(
+        MatrixView(M, row_labels=[f"r{k}" for k in range(16)], column_labels=[f"c{k}" for k in range(16)])
+    )
     s.keys("ArrowDown")
     assert s.get("cursor") == [8, 8]  # the first key puts it in the middle
     s.keys("ArrowDown", "ArrowLeft", "ArrowLeft")
@@ -146,7 +148,9 @@ def test_the_theme_is_followed_at_once(stage):
 
 def test_the_canvas_has_the_resolution_of_the_screen(stage):
     s = stage(MatrixView(M), ratio=2)
-    wide, css = s.page.evaluate("[c => c.width, c => c.clientWidth].map(f => f(document.querySelector('canvas')))")
+    wide, css = s.page.evaluate(
+        "[c => c.width, c => c.clientWidth].map(f => f(document.querySelector('canvas')))"
+    )
     assert wide == pytest.approx(2 * css, abs=2)
 
 

@@ -78,8 +78,7 @@ class _App:
 
     def _sliders(self) -> list[w.Widget]:
         rate = slider(w.FloatSlider, "A", self.p.A, min(-4.0, self.p.A), max(-0.05, self.p.A), 0.05)
-        at = math.log10(self.p.dt)
-        step = slider(w.FloatLogSlider, "Δ", self.p.dt, min(-2.0, at), max(0.31, at), 0.01)
+        step = slider(w.FloatSlider, "Δ", self.p.dt, min(0.01, self.p.dt), max(2.0, self.p.dt), 0.01)
         rate.observe(lambda change: self._set(A=change["new"]), "value")
         step.observe(lambda change: self._set(dt=change["new"]), "value")
         return [rate, step]

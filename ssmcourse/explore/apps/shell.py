@@ -74,10 +74,11 @@ def _row(widgets: list[w.Widget]) -> w.HBox:
 
 
 def slider(kind: type, label: str, value: float, low: float, high: float, step: float, **more: Any) -> Any:
-    """A slider of the common width; FloatLogSlider takes low and high as powers of ten."""
+    """A slider of the common width. The browser moves a value to the next step, so the steps start
+    at a number that makes `value` one of them."""
     return kind(
         value=value,
-        min=low,
+        min=value - step * int((value - low) / step),
         max=high,
         step=step,
         description=label,

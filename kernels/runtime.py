@@ -83,9 +83,9 @@ def _numba_cuda() -> _Found:
         return _numba()
     simulate = _switched_on("NUMBA_ENABLE_CUDASIM")
     if simulate and "numba.cuda" not in sys.modules:
-        import numba
+        from numba.core import config
 
-        numba.config.ENABLE_CUDASIM = 1  # numba may have read its settings before we made ours
+        config.ENABLE_CUDASIM = 1  # pyright: ignore  (numba may have read its settings before we made ours)
     try:
         from numba import cuda
     except Exception as error:

@@ -9,6 +9,9 @@ The gates of a block are multiplied with each other, so BLOCK_L of them must not
 Triton has no complex numbers: there the real and imaginary parts are two arrays, interleaved in memory.
 """
 
+# A kernel is called with fewer arguments than a type checker counts.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import contextlib

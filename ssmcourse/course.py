@@ -17,7 +17,11 @@ ROOMS = ("notebooks", "exercises")
 
 
 class CourseError(Exception):
-    """A learner's mistake or a missing folder, told in one line."""
+    """Something a learner can mend, told in one line."""
+
+
+class WrongCall(CourseError):
+    """What was asked for does not exist."""
 
 
 def find_root() -> Path | None:
@@ -80,15 +84,15 @@ def chapter(number: str) -> Chapter:
     """The chapter with this number; "1" means "01".
 
     Raises:
-        CourseError: there is none; the line lists those that there are.
+        WrongCall: there is none; the line lists those that there are.
     """
     every = chapters()
     wanted = number.zfill(2) if number.isdigit() else number
     for candidate in every:
         if wanted in (candidate.number, candidate.stem):
             return candidate
-    known = ", ".join(c.number for c in every)
-    raise CourseError(f"There is no chapter {number!r}; there are {known}. `ssmcourse list` names them.")
+    known = ", ".join(c.number for c in every) or "none yet"
+    raise WrongCall(f"There is no chapter {number!r}; there are {known}. `ssmcourse list` names them.")
 
 
 @dataclass(frozen=True)

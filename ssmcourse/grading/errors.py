@@ -7,7 +7,6 @@ import linecache
 import sysconfig
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 _FOREIGN = tuple(
     {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
@@ -42,7 +41,7 @@ def _own(error: BaseException) -> TracebackType | None:
     return found
 
 
-def tell(error: BaseException, function: Any = None) -> str:
+def tell(error: BaseException) -> str:
     """One or two lines for the learner, without a traceback of ours."""
     name = type(error).__name__
     try:
@@ -54,6 +53,8 @@ def tell(error: BaseException, function: Any = None) -> str:
         first = "Your code calls sys.exit(), which would end the notebook. Use return."
     elif isinstance(error, RecursionError):
         first = "Your function calls itself without end (RecursionError): which call stops?"
+    elif isinstance(error, SyntaxError):
+        return f"{name}: {error.msg}, line {error.lineno}: {(error.text or '').strip()}"
     elif isinstance(error, NotImplementedError) and is_stub(error):
         first = "A `raise NotImplementedError` is still in the way here."
     else:
@@ -74,4 +75,5 @@ def where(error: BaseException) -> str:
 def place(name: str, filename: str, lineno: int) -> str:
     """A line of source code and where it stands."""
     source = linecache.getline(filename, lineno).strip()
-    return f"in {name}, line {lineno}" + (f":  {source}" if source else "")
+    start = f"line {lineno}" if name == "<module>" else f"in {name}, line {lineno}"
+    return f"{start}: {source}" if source else start

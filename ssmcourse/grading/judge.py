@@ -13,18 +13,16 @@ import torch
 
 from ssmcourse.grading.compare import Failure
 from ssmcourse.grading.registry import Exercise
-from ssmcourse.grading.report import FAILED, NOT_ATTEMPTED, PASSED, Layer, Report
+from ssmcourse.grading.report import FAILED, NOT_ATTEMPTED, PASSED, Report
+from ssmcourse.grading.runner import can_alarm
 from ssmcourse.grading.trial import NotAttempted, Trial
 
 
 def judge(
-    exercise: Exercise, function: Callable[..., Any], on_layer: Callable[[Layer], None] | None = None
+    exercise: Exercise, function: Callable[..., Any], tell: Callable[[dict[str, Any]], None] | None = None
 ) -> Report:
-    """The verdict on `function`. Whatever it does, a Report comes back.
-
-    `on_layer` hears of each layer as it ends.
-    """
-    trial = Trial(exercise, function, on_layer)
+    """The verdict on `function`, whatever it does. `tell` hears of layers and calls as they happen."""
+    trial = Trial(exercise, function, tell)
     report = Report(exercise.id, exercise.title, FAILED, trial.layers)
     try:
         with _settled(exercise):
@@ -60,3 +58,12 @@ def _settled(exercise: Exercise) -> Iterator[None]:
         torch.set_rng_state(states[2])
         torch.set_default_dtype(dtype)
         torch.set_default_device(device if device.type != "cpu" else None)
+
+
+def verdict(exercise: Exercise, function: Callable[..., Any]) -> Report:
+    """`judge` here, or in a process of its own: for kernels, and where no alarm can be set."""
+    if exercise.process or not can_alarm():
+        from ssmcourse.grading.process import judge_elsewhere
+
+        return judge_elsewhere(exercise, function)
+    return judge(exercise, function)

@@ -107,6 +107,12 @@ _COLOURS = {
 }
 
 
+_FRAME = (
+    "border-left:4px solid {edge};padding:6px 12px;line-height:1.5;max-width:52em;"
+    "color:var(--jp-ui-font-color1, currentColor)"
+)
+
+
 def _html(report: Report) -> str:
     text = "var(--jp-ui-font-color1, currentColor)"
     soft = "var(--jp-layout-color2, rgba(128, 128, 128, 0.12))"
@@ -126,7 +132,33 @@ def _html(report: Report) -> str:
         else:
             bold = "font-weight:600;" if status == "likely" else ""
             rows.append(f'<div style="margin-left:1.4em;white-space:pre-wrap;{bold}">{line}</div>')
-    return (
-        f'<div role="status" style="border-left:4px solid {edge};padding:6px 12px;color:{text};'
-        f'line-height:1.5;max-width:52em">{"".join(rows)}</div>'
-    )
+    return f'<div role="status" style="{_FRAME.format(edge=edge)}">{"".join(rows)}</div>'
+
+
+@dataclass
+class Note:
+    """A few lines for the learner: a hint, a solution, a prediction."""
+
+    title: str
+    text: str
+    rest: str = ""
+    code: bool = False
+
+    def __str__(self) -> str:
+        return "\n".join(part for part in (self.title, self.text, self.rest) if part)
+
+    __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        return Text(str(self))
+
+    def _repr_html_(self) -> str:
+        mono = "font-family:var(--jp-code-font-family, monospace);" if self.code or "\n" in self.text else ""
+        parts = [
+            f'<div style="font-weight:600">{html.escape(self.title)}</div>' if self.title else "",
+            f'<div style="white-space:pre-wrap;{mono}">{html.escape(self.text)}</div>',
+            f'<div style="color:var(--jp-ui-font-color2, #757575)">{html.escape(self.rest)}</div>' if self.rest else "",
+        ]
+        return f'<div style="{_FRAME.format(edge="var(--jp-border-color1, #9e9e9e)")}">{"".join(parts)}</div>'

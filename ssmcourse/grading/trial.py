@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Trial:
     """One run of one check over one function."""
 
     def __init__(
-        self, exercise: Exercise, function: Callable[..., Any], on_layer: Callable[[Layer], None] | None = None
+        self, exercise: Exercise, function: Callable[..., Any], tell: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         self.exercise = exercise
         self.function = function
@@ -45,7 +46,7 @@ class Trial:
         self._calls = 0
         self._stopped = False
         self._mistakes: dict[str, Callable[..., Any]] = {}
-        self._on_layer = on_layer or (lambda layer: None)
+        self._tell = tell or (lambda event: None)
 
     # ---- layers
 
@@ -54,6 +55,7 @@ class Trial:
         """One line of the report: failed when anything inside fails, not reached after a failure."""
         reached = not self._stopped
         done = Layer(name, PASSED if reached else NOT_REACHED)
+        self._tell({"begin": name})
         try:
             yield
         except Failure as failure:
@@ -67,7 +69,7 @@ class Trial:
                 done.message = f"The check itself stopped with {type(error).__name__}: {error}"
         self._stopped = self._stopped or done.status == FAILED
         self.layers.append(done)
-        self._on_layer(done)
+        self._tell({"layer": asdict(done)})
 
     def example(self, *args: Any, expect: Any, terms: int = 1, any_float: bool = False) -> None:
         """The first two layers: kind, shape and dtype of the answer to `args`; then its values."""
@@ -207,8 +209,10 @@ class Trial:
     def _limited(self, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
         self._reached()
         self._calls += 1
+        self._tell({"call": self._left})
         with Watch(self.exercise.forbidden, self.function) as watch, captured(self.printed):
             outcome = run(call, self._left)
+        self._tell({"returned": True})
         self._left = max(self._left - outcome.seconds, 0.05)
         if watch.called:
             raise Failure(
@@ -219,25 +223,18 @@ class Trial:
 
     def _value(self, outcome: Outcome, args: tuple[Any, ...]) -> Any:
         if outcome.timed_out:
-            native = outcome.seconds > self.exercise.time_limit + 1
-            raise Failure(
-                f"Your code was stopped: its time limit of {self.exercise.time_limit:g} s ran out"
-                f"{self._when(args)}."
-                + (" A long native call could only be noticed when it came back." if native else ""),
-                "" if native else "a loop that does not end, or far too much work",
-            )
+            late = outcome.seconds > self.exercise.time_limit + 1
+            raise Failure(f"{out_of_time(self.exercise, late)}\nIt came up{self._when(args)}.", ENDLESS)
         if isinstance(outcome.error, Failure):
             raise outcome.error
         if outcome.error is not None:
             if self._calls == 1 and is_stub(outcome.error):
                 raise NotAttempted
-            raise Failure(tell(outcome.error, self.function) + (self._when(args) and f"\nIt came up{self._when(args)}."))
+            raise Failure(f"{tell(outcome.error)}\nIt came up{self._when(args)}.")
         return outcome.value
 
     def _when(self, args: tuple[Any, ...]) -> str:
-        if not args:
-            return ""
-        return " with " + self._inputs(args)
+        return f" with {self._inputs(args)}" if args else " without arguments"
 
     def _inputs(self, args: tuple[Any, ...]) -> str:
         return ", ".join(f"{n} = {values.describe(a)}" for n, a in zip(self._names(), args, strict=False))
@@ -285,6 +282,15 @@ class Trial:
             raise Failure(f"The signature is {self.exercise.signature}; yours is {self.exercise.name}{signature}.") from None
         except ValueError:
             return
+
+
+ENDLESS = "a loop that does not end, or far too much work"
+
+
+def out_of_time(exercise: Exercise, late: bool = False) -> str:
+    """What a learner reads when the time is up; `late` when a native call had to be waited for."""
+    text = f"Your code was stopped: its time limit of {exercise.time_limit:g} s ran out."
+    return f"{text} It was in a long native call, which ends only when it returns." if late else text
 
 
 def _flat(answer: Any) -> list[Tensor]:

@@ -71,16 +71,16 @@ function render({ model, el }) {
 
   // The name of the vertical axis on the left, the legend on the right of the same line.
   function drawHeading(ctx, panel, k) {
-    const y = panels[k].y - 13;
+    const y = panels[k].y - 13, named = panel.lines.filter((line) => line.name);
+    const legend = named.length > 1 ? named : [];
+    const wide = legend.reduce((sum, line) => sum + ctx.measureText(line.name).width + 36, 0);
     ctx.textBaseline = "middle"; ctx.textAlign = "left"; ctx.fillStyle = theme.quiet;
-    ctx.fillText(panel.heading, area.x, y);
-    const named = panel.lines.filter((line) => line.name);
-    let x = area.x + area.width;
-    for (const line of named.length > 1 ? named.reverse() : []) {
-      x -= ctx.measureText(line.name).width;
-      ctx.fillStyle = theme.text; ctx.fillText(line.name, x, y);
+    ctx.fillText(fit(ctx, panel.heading, Math.max(40, area.width - wide - 8)), area.x, y);
+    let x = area.x + area.width - wide + 36;
+    for (const line of legend) {
       swatch(ctx, line, x - 24, y);
-      x -= 36;
+      ctx.fillStyle = theme.text; ctx.fillText(line.name, x, y);
+      x += ctx.measureText(line.name).width + 36;
     }
   }
 

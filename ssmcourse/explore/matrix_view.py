@@ -153,6 +153,13 @@ class MatrixView(anywidget.AnyWidget):
             if at is not None and not (at[0] < shape[0] and at[1] < shape[1]):
                 setattr(self, name, None)
 
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """What the browser reports; a cell of an earlier, larger matrix is no cell any more."""
+        shape = self._image.values.shape
+        cells = {name: sync_data[name] for name in ("cursor", "selected") if sync_data.get(name)}
+        gone = {name: None for name, at in cells.items() if not (at[0] < shape[0] and at[1] < shape[1])}
+        super().set_state({**sync_data, **gone})
+
     @traitlets.validate("cursor", "selected")
     def _inside(self, proposal: Any) -> tuple[int, int] | None:
         at, (rows, cols) = proposal["value"], self._image.values.shape

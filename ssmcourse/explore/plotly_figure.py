@@ -88,7 +88,7 @@ def _ticks(labels: tuple[str, ...], count: int) -> dict[str, Any]:
 
 def _add_curves(figure: go.Figure, picture: Curves, column: int, span: int) -> None:
     for k, panel in enumerate(picture.panels):
-        place = {"row": 1 + k * span, "column": column}
+        place = {"row": 1 + k * span, "col": column}
         if panel.strip is None:
             for line in panel.lines:
                 figure.add_trace(_trace(line), **place)

@@ -35,10 +35,14 @@ def still_png(*pictures: Curves | MatrixImage, encoded: bool = False) -> Any:
     Returns:
         bytes, or str when encoded. Equal pictures give equal bytes.
     """
-    widths = [_width(picture) for picture in pictures]
-    figure = Figure(figsize=(sum(widths), HEIGHT), dpi=DPI, facecolor=PAPER["back"], layout="constrained")
+    alone = len(pictures) == 1 and isinstance(pictures[0], Curves)
+    widths = [7.4] if alone else [_width(picture) for picture in pictures]
+    figure = Figure(
+        figsize=(sum(widths), 1.15 * HEIGHT if alone else HEIGHT), dpi=DPI, facecolor=PAPER["back"]
+    )
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     FigureCanvasAgg(figure)
-    slots = np.atleast_1d(figure.subfigures(1, len(pictures), width_ratios=widths))
+    slots = figure.subfigures(1, len(pictures), width_ratios=widths, squeeze=False)[0]
     for slot, picture in zip(slots, pictures, strict=True):
         slot.set_facecolor(PAPER["back"])
         if isinstance(picture, Curves):
@@ -107,7 +111,7 @@ def _draw_lines(axes: Axes, panel: Panel, picture: Curves) -> None:
     axes.set_ylim(*panel.span)
     axes.grid(axis="y", color=PAPER["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4 if panel.weight > 0.7 else 2))
     for band in picture.bands:
         axes.axvspan(band.start, band.stop, color=PAPER["main"], alpha=0.09, linewidth=0)
     for line in panel.lines:
@@ -152,7 +156,7 @@ def _plain(axes: Axes, x_name: str, y_name: str, *, frame: bool) -> None:
     """Axis names and a frame that keep in the background."""
     axes.set_xlabel(x_name, fontsize=9, color=PAPER["quiet"])
     axes.set_ylabel(y_name, fontsize=9, color=PAPER["quiet"])
-    axes.tick_params(labelsize=8, color=PAPER["faint"], labelcolor=PAPER["quiet"])
+    axes.tick_params(which="both", labelsize=8, color=PAPER["faint"], labelcolor=PAPER["quiet"])
     for side, spine in axes.spines.items():
         spine.set_visible(frame or side in ("left", "bottom"))
         spine.set_color(PAPER["faint"])

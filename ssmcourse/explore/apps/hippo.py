@@ -77,7 +77,7 @@ class _App:
         choice.observe(lambda change: self._choose(change["new"]), "value")
         measure = self._buttons({label: name for name, label in MEASURES.items()}, self.p.measure, "62px")
         measure.observe(lambda change: self._set(measure=change["new"]), "value")
-        rates = dict(zip(("×½", "×1", "×2"), RATES, strict=True))
+        rates: dict[str, Any] = dict(zip(("×½", "×1", "×2"), RATES, strict=True))
         rate = self._buttons(rates, self.p.rate, "46px")
         rate.tooltips = tuple(
             f"read the signal {label} as often, dt and θ in samples unchanged" for label in rates

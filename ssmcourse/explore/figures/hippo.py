@@ -30,6 +30,7 @@ SIGNALS = ("noise", "chirp", "steps", "square", "drawn")
 RATES = (0.5, 1.0, 2.0)
 DURATION = 512  # ms, and samples at rate 1
 FINE = 2 * DURATION  # samples at the highest rate
+REACH = {"legt": 1.0, "lagt": 1.5}  # how far back the past is drawn, in theta; LegS: all of it
 FADE = 4.0  # LagT's weight falls by a factor of e this often in theta samples
 
 
@@ -141,7 +142,7 @@ def arrays(p: Hippo) -> HippoArrays:
     """Everything that the picture shows. Cost: a projection, once; then O(l n) for each t."""
     f, c, k = samples(p), coefficients(p), p.now
     time = (np.arange(len(f)) + 0.5) / p.rate
-    m = min(k, p.theta) if p.measure == "legt" else k  # samples of the past that the memory speaks of
+    m = min(k, round(REACH[p.measure] * p.theta)) if p.measure in REACH else k
     past = _reconstruct(p, c[k - 1], m)
     seen = k if p.measure == "legs" else min(k, p.theta)
     truth = f[k - seen : k]
@@ -232,7 +233,7 @@ def pictures(d: HippoArrays) -> tuple[Curves]:
             x_step=1.0,
             x_range=(0.0, float(DURATION)),
             panels=(
-                Panel("f and its memory", lines=lines, y_range=(-high, high), weight=1.6),
+                Panel("value of f", lines=lines, y_range=(-high, high), weight=1.6),
                 Panel(f"weight of the past, {name}", "per ms", lines=(weight,), weight=0.55),
                 Panel("coefficients c[n], n upward", strip=Strip(d.c.T, "c[n]", bound), weight=0.9),
             ),

@@ -33,14 +33,6 @@ def running_average(a, x):
     return torch.stack(out)
 
 
-def input_fades_too(a, x):
-    h, out = torch.zeros((), dtype=x.dtype), []
-    for x_t in x:
-        h = a * (h + x_t)
-        out.append(h)
-    return torch.stack(out)
-
-
 def swapped(a, x):
     h, out = torch.zeros((), dtype=x.dtype), []
     for x_t in x:
@@ -118,7 +110,6 @@ MUTANTS = {
     "no_decay": (no_decay, "never multiply h by a"),
     "one_tensor_in_the_list": (one_tensor_in_the_list, "the same tensor many times"),
     "running_average": (running_average, "a running average"),
-    "input_fades_too": (input_fades_too, "a * (h + x_t)"),
     "swapped": (swapped, "changed places"),
     "two_inputs_only": (two_inputs_only, "forgets all but the last input"),
     "first_input_twice": (first_input_twice, "takes x[0] once more"),

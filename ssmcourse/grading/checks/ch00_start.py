@@ -82,11 +82,7 @@ def _run_memory_mistakes(trial: Trial) -> None:
         lambda a, x: _memory(a, x)[-1].expand(len(x)),
     )
     trial.mistake(
-        "the input is scaled by 1 - a (a running average); here x_t comes in whole",
-        lambda a, x: (1 - a) * _memory(a, x),
-    )
-    trial.mistake(
-        "the new input is scaled by a as well: a * (h + x_t) instead of a * h + x_t",
+        "the new input is scaled, by a (a * (h + x_t)) or by 1 - a (a running average): here x_t comes in whole",
         lambda a, x: a * _memory(a, x),
     )
     trial.mistake("h and x_t have changed places: h + a * x_t", lambda a, x: a * _memory(1.0, x))
@@ -106,11 +102,11 @@ def _run_memory_mistakes(trial: Trial) -> None:
         "the fading goes by position, a**t * x[t], and nothing is carried from step to step",
         lambda a, x: a ** torch.arange(len(x)) * x,
     )
-    trial.mistake("the sign of a is turned: -a * h instead of a * h", lambda a, x: _memory(-a, x))
     trial.mistake(
         "the sign of a is lost: a may be below 0, and then the memory flips at every step",
         lambda a, x: _memory(abs(a), x),
     )
+    trial.mistake("the sign of a is turned: -a * h instead of a * h", lambda a, x: _memory(-a, x))
     trial.mistake(
         "you divide by powers of a and multiply again: with a = 0, or after many steps, that is 0/0 or an "
         "overflow; carry h forward instead",
@@ -147,19 +143,20 @@ def _memory_by_ratios(a: float, x: Tensor) -> Tensor:
 def check_memory_matrix(trial: Trial) -> None:
     _memory_matrix_mistakes(trial)
 
+    # any precision will do, so every a here is one whose powers even float32 holds exactly
     def power(a: float, l: int) -> Tensor:
         return lower(l, lambda i, j: a ** (i - j))
 
     trial.example(0.5, 3, expect=power(0.5, 3), any_float=True)
     with trial.layer("several a and l"):
-        for a, l in ((0.9, 5), (0.3, 8), (1.0, 4), (1.1, 6)):
+        for a, l in ((0.75, 6), (0.25, 8), (1.0, 4), (1.125, 5)):
             trial.compare((a, l), power(a, l), terms=l, any_float=True)
     with trial.layer("length 1"):
-        trial.compare((0.7, 1), power(0.7, 1), any_float=True)
+        trial.compare((0.75, 1), power(0.75, 1), any_float=True)
     with trial.layer("a = 0: nothing is carried, and each input still counts once"):
         trial.compare((0.0, 5), torch.eye(5), any_float=True)
     with trial.layer("a below 0: the sign flips at every step"):
-        trial.compare((-0.6, 6), power(-0.6, 6), terms=6, any_float=True)
+        trial.compare((-0.625, 6), power(-0.625, 6), terms=6, any_float=True)
     with trial.layer("300 steps: old inputs fade to 0, and nothing turns into NaN"):
         trial.compare((0.5, 300), power(0.5, 300), terms=300, any_float=True)
 
@@ -168,6 +165,10 @@ def _memory_matrix_mistakes(trial: Trial) -> None:
     def mistake(words: str, entry: Callable[[float, int, int], float]) -> None:
         trial.mistake(words, lambda a, l: square(l, lambda i, j: entry(a, i, j)))
 
+    mistake(
+        "with a = 0 everything is 0: a**0 is 1 for a = 0 too, so the diagonal remains",
+        lambda a, i, j: a ** (i - j) if i >= j and a else 0,
+    )
     mistake(
         "the triangle is above the diagonal: rows are outputs i, columns are inputs j, and a is raised to "
         "i - j, not to j - i",
@@ -215,11 +216,6 @@ def _memory_matrix_mistakes(trial: Trial) -> None:
         "the sign of a is lost: a may be below 0, and then the sign flips at every step",
         lambda a, i, j: abs(a) ** (i - j) if i >= j else 0,
     )
-    mistake(
-        "with a = 0 everything is 0: a**0 is 1 for a = 0 too, so the diagonal remains",
-        lambda a, i, j: a ** (i - j) if i >= j and a else 0,
-    )
-
     trial.mistake(
         "above the diagonal stands 0 times infinity = NaN: with a = 0 a negative exponent is 1/0. Choose with "
         "torch.where or torch.tril, do not multiply by a mask; or clamp the exponents first",
@@ -247,7 +243,7 @@ def _by_logarithm(a: float, exponent: int) -> float:
 
 
 def _quotients_of_powers(a: float, l: int) -> Tensor:
-    powers = torch.tensor(float(a)) ** torch.arange(l)
+    powers = torch.tensor(float(a), dtype=torch.float64) ** torch.arange(l)
     return torch.tril(powers[:, None] / powers)
 
 
@@ -361,13 +357,9 @@ def _gated_matrix_mistakes(trial: Trial) -> None:
         lambda a, i, j: math.prod(a[j + 1 : i + 1]) if i > j else 0,
     )
     trial.mistake(
-        "you divide one cumulative product by another: behind a gate of 0, or after many small gates, that "
-        "is 0/0 = NaN. Multiply the gates in between; divide nothing",
+        "you divide one cumulative product by another, or subtract sums of logarithms: behind a gate of 0, or "
+        "after many small gates, that is 0/0 (-inf minus -inf), NaN. Multiply the gates in between",
         _ratios_of_products,
-    )
-    trial.mistake(
-        "the logarithms are subtracted: log 0 is -inf, and -inf minus -inf is NaN. Multiply the gates",
-        _differences_of_logs,
     )
     trial.mistake("a gate below 0 has no logarithm: NaN. Multiply the gates themselves", _sums_of_logs)
 
@@ -376,11 +368,6 @@ def _ratios_of_products(a: Tensor) -> Tensor:
     """P_i / P_j with P the cumulative product: right on paper, 0/0 behind a gate of 0."""
     products = torch.cumprod(a, 0)
     return torch.tril(products[:, None] / products)
-
-
-def _differences_of_logs(a: Tensor) -> Tensor:
-    sums = torch.cumsum(torch.log(a), 0)
-    return torch.tril(torch.exp(sums[:, None] - sums))
 
 
 def _sums_of_logs(a: Tensor) -> Tensor:

@@ -128,12 +128,12 @@ def check_project_window(trial: Trial) -> None:
         where=lambda l: np.arange(l) / l,
     )
     mistake(
-        "the samples sit at the right ends (i + 1)/l of their steps: take the middles, (i + 1/2)/l",
-        where=lambda l: (np.arange(l) + 1) / l,
-    )
-    mistake(
         "the samples run from 0 to 1 with both ends (linspace): take the middles of l steps, (i + 1/2)/l",
         where=lambda l: np.linspace(0, 1, l),
+    )
+    mistake(
+        "the samples sit at the right ends (i + 1)/l of their steps: take the middles, (i + 1/2)/l",
+        where=lambda l: (np.arange(l) + 1) / l,
     )
     trial.mistake("you sum, and the integral is a mean: divide by l", lambda f, n: len(f) * _project(f, n))
     trial.mistake(

@@ -67,6 +67,9 @@ WRONG_A: dict[str, Entry] = {
     "below the diagonal only sqrt(2k+1) is there: the factor sqrt(2n+1) is missing": _triangle(
         lambda n, k: -_root(k), lambda n: -(n + 1)
     ),
+    "brackets are lost under the root: it is (2n+1)(2k+1), and you have 2n + 2k + 1": _triangle(
+        lambda n, k: -math.sqrt(2 * n + 2 * k + 1), lambda n: -(n + 1)
+    ),
     "only the first diagonal below the main one is filled: every n > k has an entry": _triangle(
         lambda n, k: -_root(n, k) if n == k + 1 else 0, lambda n: -(n + 1)
     ),
@@ -126,7 +129,7 @@ def check_legs_matrix(trial: Trial) -> None:
         trial.compare((64,), _legs(64))
     with trial.layer("a constant past stays: A c + B f = 0 for f = 1, c = (1, 0, 0, ...)"):
         A, B = trial.compare((7,), _legs(7))
-        trial.same(A[:, 0] + B, torch.zeros(7))
+        trial.same(-A[:, 0], B)
     with trial.layer("a past f = t**2 is kept exactly: c' = 2c/t, so A c + B = 2c at t = 1"):
         A, B = trial.compare((6,), _legs(6))
         c = torch.tensor([1 / 3, 1 / (2 * 3**0.5), 1 / (6 * 5**0.5), 0, 0, 0])
@@ -240,6 +243,11 @@ def _legs_step_mistakes(trial: Trial) -> None:
     trial.mistake(
         "this is the running mean of every number by itself: A is not used",
         lambda c, f, k, A, B: c + (B * float(f) - c) / k,
+    )
+    trial.mistake(
+        "you divide by the diagonal of I - A/(2k) alone; the whole matrix acts on the new numbers, so solve the "
+        "linear system (torch.linalg.solve)",
+        lambda c, f, k, A, B: (c + (A @ c / 2 + B * float(f)) / k) / (1 - torch.diagonal(A) / (2 * k)),
     )
     trial.mistake(
         "you divide by the matrix I - A/(2k) entry by entry; solve the linear system instead "

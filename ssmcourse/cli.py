@@ -137,6 +137,7 @@ def grade(
         ),
     ] = None,
     as_json: Json = False,
+    limit: Annotated[float, typer.Option("--limit", min=0.1, help="Seconds that one cell may take.")] = 20.0,
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Also write the verdicts as JUnit XML to this file.")
     ] = None,
@@ -147,7 +148,7 @@ def grade(
     """
     from ssmcourse.grading import grade as grading
 
-    graded = [grading.grade_file(file) for file in grading.files(path)]
+    graded = [grading.grade_file(file, limit) for file in grading.files(path)]
     if path is None:
         _note(graded)
     if junit:

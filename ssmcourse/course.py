@@ -20,7 +20,7 @@ class CourseError(Exception):
     """Something a learner can mend, told in one line."""
 
 
-class WrongCall(CourseError):
+class WrongCall(CourseError):  # noqa: N818 - it names the exit code
     """What was asked for does not exist."""
 
 

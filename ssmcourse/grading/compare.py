@@ -15,7 +15,7 @@ from ssmcourse.grading import values
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
-class Failure(Exception):
+class Failure(Exception):  # noqa: N818 - the learner's, not ours
     """A layer fails: what was expected and what came, and the likely mistake where it is known."""
 
     def __init__(self, message: str, diagnosis: str = "") -> None:
@@ -24,7 +24,12 @@ class Failure(Exception):
 
 
 def kind(
-    got: Any, expected: Any, names: tuple[str, ...] = (), label: str = "The answer", *, any_float: bool = False
+    got: Any,
+    expected: Any,
+    names: tuple[str, ...] = (),
+    label: str = "The answer",
+    *,
+    any_float: bool = False,
 ) -> None:
     """Fail unless `got` is of the kind, shape, dtype and device of `expected`.
 
@@ -64,13 +69,19 @@ def _kind_of_tensor(got: Any, expected: Tensor, label: str, any_float: bool) -> 
         raise Failure(f"{label} has shape {tuple(got.shape)}; expected {shape}.", hint)
     floats = any_float and got.is_floating_point() and expected.is_floating_point()
     if got.dtype != expected.dtype and not floats:
-        wanted = "a floating dtype" if any_float and expected.is_floating_point() else f"{dtype}, as the inputs have"
+        wanted = (
+            "a floating dtype"
+            if any_float and expected.is_floating_point()
+            else f"{dtype}, as the inputs have"
+        )
         raise Failure(
             f"{label} has dtype {values.short_dtype(got.dtype)}; expected {wanted}.",
             "a tensor was made without dtype=..., which gives float32 (or int64)",
         )
     if got.layout != expected.layout or got.device != expected.device:
-        raise Failure(f"{label} is {got.layout} on {got.device}; expected {expected.layout} on {expected.device}.")
+        raise Failure(
+            f"{label} is {got.layout} on {got.device}; expected {expected.layout} on {expected.device}."
+        )
 
 
 def _returned(got: Any) -> str:
@@ -141,7 +152,7 @@ def _sides(got: Any, expected: Any, difference: tolerance.Mismatch | None) -> st
     if difference is None:
         return f"expected {values.describe(expected)}\ngot      {values.describe(got)}"
     lines = []
-    if expected.ndim <= 1 and expected.numel() <= values.SHOWN:
+    if values.is_small(expected):
         lines = [f"expected {values.describe(expected)}", f"got      {values.describe(got)}"]
     return "\n".join([*lines, f"{difference}"])
 

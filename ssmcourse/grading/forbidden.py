@@ -71,7 +71,9 @@ class Watch:
     @contextlib.contextmanager
     def _other_body(self, name: str, target: FunctionType) -> Iterator[None]:
         body = target.__code__
-        twin = FunctionType(body, target.__globals__, target.__name__, target.__defaults__, target.__closure__)
+        twin = FunctionType(
+            body, target.__globals__, target.__name__, target.__defaults__, target.__closure__
+        )
         twin.__kwdefaults__ = target.__kwdefaults__
         self.originals[name] = twin
         constants = tuple(name if c == "?" else c for c in _spy.__code__.co_consts)

@@ -77,6 +77,8 @@ def _follow(child: Child, reports: list[Report], skip: dict[str, str], limit: fl
         else:
             cell = None if "loaded" in event else event.get("cell", cell)
             exercise = None if "report" in event else event.get("exercise", exercise)
+            if "wrong" in event:
+                skip[str(event["wrong"])] = event["because"]
             if "report" in event:
                 reports.append(Report.from_dict(event["report"]))
             if "end" in event:
@@ -86,9 +88,11 @@ def _follow(child: Child, reports: list[Report], skip: dict[str, str], limit: fl
             reports.append(_lost(exercise, end))
             return False
         if cell is None:
-            raise CourseError(f"The process that grades {end} before it could begin. `ssmcourse doctor` may know why.")
+            raise CourseError(
+                f"The process that grades {end} before it could begin. `ssmcourse doctor` may know why."
+            )
         after = f" after {limit:g} s" if end == "was stopped" else ""
-        skip[str(cell)] = f"code cell {cell + 1} {end}{after}."
+        skip[str(cell)] = f"cell {cell + 1} {end}{after}."
         return False
 
 
@@ -115,9 +119,13 @@ def junit(graded: list[Graded]) -> str:
     suites = ElementTree.Element("testsuites", attributes)
     suite = ElementTree.SubElement(suites, "testsuite", attributes | {"name": "ssmcourse"})
     for g, report in every:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": g.path.stem, "name": report.id, "file": str(g.path)})
+        case = ElementTree.SubElement(
+            suite, "testcase", {"classname": g.path.stem, "name": report.id, "file": str(g.path)}
+        )
         if report.status == FAILED:
-            ElementTree.SubElement(case, "failure", {"message": first_words(report)}).text = _printable(str(report))
+            ElementTree.SubElement(case, "failure", {"message": first_words(report)}).text = _printable(
+                str(report)
+            )
         elif report.status == NOT_ATTEMPTED:
             ElementTree.SubElement(case, "skipped", {"message": report.message or NOT_ATTEMPTED})
     ElementTree.indent(suites)

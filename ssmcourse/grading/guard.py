@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 _BUILTINS = (
-    "abs all any bool complex float getattr hasattr id int isinstance iter len list max min next range repr "
-    "set sorted str sum tuple type zip"
-).split()
+    "abs", "all", "any", "bool", "complex", "float", "getattr", "hasattr", "id", "int", "isinstance", "iter",
+    "len", "list", "max", "min", "next", "range", "repr", "set", "sorted", "str", "sum", "tuple", "type", "zip",
+)  # fmt: skip
 _ABSENT = object()
 _FRIENDS = ("torch", "numpy", "ssmcourse", "functools")  # replacements that these made are their own affair
 

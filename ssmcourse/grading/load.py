@@ -58,7 +58,9 @@ def cells(path: Path) -> list[Cell]:
         found = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
         return [Cell(f"cell {i}", "".join(c["source"])) for i, c in enumerate(found, 1)]
     except (ValueError, KeyError, TypeError):
-        raise WrongCall(f"{path} is not a notebook: expected the .ipynb format, version 4, or a .py file.") from None
+        raise WrongCall(
+            f"{path} is not a notebook: expected the .ipynb format, version 4, or a .py file."
+        ) from None
 
 
 def plain(source: str) -> str:
@@ -127,6 +129,7 @@ def load(path: Path, *, skip: dict[int, str] | None = None, limit: float = CELL_
         error = _run_cell(cell, names, limit)
         if error:
             loaded.errors[i] = error
+            tell({"wrong": i, "because": error})
     tell({"loaded": True})
     return loaded
 

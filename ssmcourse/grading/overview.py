@@ -39,7 +39,14 @@ class Overview:
     def cells(self) -> list[tuple[str, ...]]:
         """(mark, chapter, id, title, difficulty, minutes) of each row, as text."""
         return [
-            (MARKS[state], e.chapter, e.id, e.title, "●" * e.difficulty + "○" * (5 - e.difficulty), f"{e.minutes} min")
+            (
+                MARKS[state],
+                e.chapter,
+                e.id,
+                e.title,
+                "●" * e.difficulty + "○" * (5 - e.difficulty),
+                f"{e.minutes} min",
+            )
             for e, state in self.rows
         ]
 

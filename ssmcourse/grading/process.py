@@ -30,11 +30,11 @@ PATIENCE = 120.0  # seconds for what is not the learner's code: starting Python,
 NESTED = "SSMCOURSE_WORKER"
 
 
-class Overdue(Exception):
+class Overdue(Exception):  # noqa: N818
     """The child did not answer in time; it has been killed."""
 
 
-class Died(Exception):
+class Died(Exception):  # noqa: N818
     """The child ended without a word; the message says how."""
 
 

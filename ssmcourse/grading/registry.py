@@ -137,7 +137,9 @@ def _validate(new: Exercise) -> None:
         raise ValueError(f"signature: got {new.signature!r}, expected it to begin with {new.name!r}")
     for other in _EXERCISES.values():
         if other.name == new.name and other.check.__module__ != new.check.__module__:
-            raise ValueError(f"id: {new.id} and {other.id} share the name {new.name!r}, expected unique names")
+            raise ValueError(
+                f"id: {new.id} and {other.id} share the name {new.name!r}, expected unique names"
+            )
 
 
 def load() -> None:

@@ -159,6 +159,8 @@ class Note:
         parts = [
             f'<div style="font-weight:600">{html.escape(self.title)}</div>' if self.title else "",
             f'<div style="white-space:pre-wrap;{mono}">{html.escape(self.text)}</div>',
-            f'<div style="color:var(--jp-ui-font-color2, #757575)">{html.escape(self.rest)}</div>' if self.rest else "",
+            f'<div style="color:var(--jp-ui-font-color2, #757575)">{html.escape(self.rest)}</div>'
+            if self.rest
+            else "",
         ]
         return f'<div style="{_FRAME.format(edge="var(--jp-border-color1, #9e9e9e)")}">{"".join(parts)}</div>'

@@ -120,7 +120,8 @@ def run(call: Callable[[], Any], seconds: float) -> Outcome:
     """
     outcome = Outcome()
     alarm = Alarm(seconds) if can_alarm() else None
-    depth = sys.getrecursionlimit()
+    depth, hook = sys.getrecursionlimit(), sys.unraisablehook
+    sys.unraisablehook = lambda entry: None if entry.exc_type is TimeLimit else hook(entry)
     began = time.monotonic()
     if alarm:
         alarm.start()
@@ -136,6 +137,7 @@ def run(call: Callable[[], Any], seconds: float) -> Outcome:
         if alarm:
             alarm.stop()
         sys.setrecursionlimit(depth)
+        sys.unraisablehook = hook
     outcome.seconds = time.monotonic() - began
     if (alarm and alarm.ticks) or outcome.seconds > seconds:
         outcome = Outcome(timed_out=True, seconds=outcome.seconds)

@@ -71,10 +71,14 @@ def _which(target: Any, function: Any) -> tuple[Exercise, Any]:
     if isinstance(target, str):
         exercise = registry.find(target)
         if function is None:
-            raise ValueError(f'check("{target}", ...): nothing to check was given, expected your {exercise.name}.')
+            raise ValueError(
+                f'check("{target}", ...): nothing to check was given, expected your {exercise.name}.'
+            )
         return exercise, function
     if function is not None:
-        raise ValueError(f"check: got {describe(target)} first, expected an exercise's id, as in `ssmcourse list`.")
+        raise ValueError(
+            f"check: got {describe(target)} first, expected an exercise's id, as in `ssmcourse list`."
+        )
     name = getattr(target, "__name__", "")
     if not callable(target) or not name:
         raise ValueError(f"check: got {describe(target)}, expected the function itself, without parentheses.")
@@ -138,7 +142,11 @@ def hint(target: Any, n: int | None = None) -> Note:
         if number < 3
         else f'That is the last one. After an attempt: solution("{exercise.id}").'
     )
-    return Note(f"Hint {number} of 3, {exercise.title}", exercise.hints[number - 1], "\n".join(filter(None, [rest, line])))
+    return Note(
+        f"Hint {number} of 3, {exercise.title}",
+        exercise.hints[number - 1],
+        "\n".join(filter(None, [rest, line])),
+    )
 
 
 def _name(target: Any) -> str:
@@ -166,7 +174,10 @@ def solution(target: Any, force: bool = False) -> Note:
         return Note(f"Solution, {exercise.title}", text, line)
     code = _worked(exercise)
     if code is None:
-        return Note("", f"No solution of {exercise.id} was found: solutions/ is part of the course's folder, which is not here.")
+        return Note(
+            "",
+            f"No solution of {exercise.id} was found: solutions/ is part of the course's folder, which is not here.",
+        )
     return Note(f"Solution, {exercise.title}", code, line, code=True)
 
 
@@ -202,17 +213,25 @@ class Predict:
         """Record `answer`: a number, a string, True or False, or a short list of these."""
         if answer is None:
             old, line = _prediction(id)
-            text = f"Your prediction: {_said(old)}." if old else "No prediction yet: write yours in place of None."
+            text = (
+                f"Your prediction: {_said(old)}."
+                if old
+                else "No prediction yet: write yours in place of None."
+            )
             return Note(question, text, line)
         plain = _plain(answer)
         if plain is None:
-            return Note(question, f"predict: got {describe(answer)}, expected a number, a string or a short list.")
+            return Note(
+                question, f"predict: got {describe(answer)}, expected a number, a string or a short list."
+            )
 
         def change(data: dict[str, Any]) -> None:
             data["predictions"][id] = {"question": question, "answer": plain}
 
         _, line = _change(change)
-        return Note(question, f"Your prediction: {describe(plain)}. It will be shown beside the measured one.", line)
+        return Note(
+            question, f"Your prediction: {describe(plain)}. It will be shown beside the measured one.", line
+        )
 
     def show(self, id: str, measured: Any = None) -> Note:
         """The recorded prediction beside the measured value."""

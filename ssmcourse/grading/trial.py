@@ -27,7 +27,7 @@ from ssmcourse.grading.runner import Outcome, run
 SHAPE_LAYER, EXAMPLE_LAYER = "signature and shape", "worked example"
 
 
-class NotAttempted(Exception):
+class NotAttempted(Exception):  # noqa: N818
     """The stub is still there."""
 
 
@@ -35,7 +35,10 @@ class Trial:
     """One run of one check over one function."""
 
     def __init__(
-        self, exercise: Exercise, function: Callable[..., Any], tell: Callable[[dict[str, Any]], None] | None = None
+        self,
+        exercise: Exercise,
+        function: Callable[..., Any],
+        tell: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.exercise = exercise
         self.function = function
@@ -111,11 +114,19 @@ class Trial:
         return got
 
     def same(
-        self, got: Any, expected: Any, *, terms: int = 1, mistakes: dict[str, Any] | None = None, what: str = ""
+        self,
+        got: Any,
+        expected: Any,
+        *,
+        terms: int = 1,
+        mistakes: dict[str, Any] | None = None,
+        what: str = "",
     ) -> None:
         """Compare two values; `what` opens the message and says what they are."""
         self._reached()
-        compare.same(got, expected, terms=terms, mistakes=mistakes or {}, what=what, names=self.exercise.results)
+        compare.same(
+            got, expected, terms=terms, mistakes=mistakes or {}, what=what, names=self.exercise.results
+        )
 
     def require(self, condition: bool, message: str) -> None:
         """Fail the layer with `message` unless `condition` holds."""
@@ -135,12 +146,21 @@ class Trial:
         The cotangent is random and fixed. Tuples of answers count as one long answer.
         """
         self._reached()
-        wrt = [i for i, a in enumerate(args) if isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex())]
-        mine = [a.detach().clone().requires_grad_(i in wrt) if isinstance(a, Tensor) else a for i, a in enumerate(args)]
+        wrt = [
+            i
+            for i, a in enumerate(args)
+            if isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex())
+        ]
+        mine = [
+            a.detach().clone().requires_grad_(i in wrt) if isinstance(a, Tensor) else a
+            for i, a in enumerate(args)
+        ]
         theirs = values.copy_of(mine)
         answers = oracle(*mine)
         expected = _flat(answers)
-        weights = [torch.randn(e.shape, generator=self.generator, dtype=torch.float64).to(e.dtype) for e in expected]
+        weights = [
+            torch.randn(e.shape, generator=self.generator, dtype=torch.float64).to(e.dtype) for e in expected
+        ]
         right = torch.autograd.grad(expected, [mine[i] for i in wrt], weights, allow_unused=True)
 
         def backward() -> Any:
@@ -279,7 +299,9 @@ class Trial:
             signature = inspect.signature(self.function)
             signature.bind(*args)
         except TypeError:
-            raise Failure(f"The signature is {self.exercise.signature}; yours is {self.exercise.name}{signature}.") from None
+            raise Failure(
+                f"The signature is {self.exercise.signature}; yours is {self.exercise.name}{signature}."
+            ) from None
         except ValueError:
             return
 

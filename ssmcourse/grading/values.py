@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHOWN = 8  # a one-dimensional tensor of at most this many values is written out
+SHOWN = 8  # a row of at most this many values is written out
+SHOWN_ROWS = 4  # and a matrix of at most this many rows and columns
 
 
 def copy_of(value: Any) -> Any:
@@ -57,10 +58,8 @@ def short_dtype(dtype: torch.dtype) -> str:
 def describe(value: Any) -> str:
     """A value in a few characters: small ones whole, tensors by dtype and shape."""
     if isinstance(value, Tensor):
-        if value.ndim <= 1 and value.numel() <= SHOWN:
-            plain = value.detach().cpu().reshape(-1).tolist()
-            text = ", ".join(number(v) for v in plain)
-            return f"[{text}]" if value.ndim else text
+        if is_small(value):
+            return _written(value.detach().cpu().tolist())
         return f"{short_dtype(value.dtype)} of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
         inner = ", ".join(describe(v) for v in value[:SHOWN])
@@ -71,6 +70,17 @@ def describe(value: Any) -> str:
         return getattr(value, "__name__", "a function")
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_small(value: Tensor) -> bool:
+    """Whether a tensor can be written out in one line."""
+    if value.ndim == 2:
+        return max(value.shape) <= SHOWN_ROWS
+    return value.ndim < 2 and value.numel() <= SHOWN
+
+
+def _written(plain: Any) -> str:
+    return f"[{', '.join(map(_written, plain))}]" if isinstance(plain, list) else number(plain)
 
 
 def number(value: Any) -> str:

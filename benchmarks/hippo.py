@@ -4,22 +4,15 @@ Both project one signal onto 64 coefficients, float64, bilinear rule, the last s
 thread and in one process, taking turns. The compiled scan runs on a million samples. The dense
 loop costs the same at every sample, so it is timed on fewer and given per sample. It is the
 leanest one we know in torch: it never inverts, it solves with the triangle.
-
-    python benchmarks/hippo.py            print the figures
-    python benchmarks/hippo.py --save     and store them in benchmarks/results/hippo.json
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from record import store
 
 from ssmcourse.hippo import hippo_matrix, hippo_project, hippo_reconstruct
 
@@ -58,10 +51,10 @@ def speed() -> dict[str, float]:
         )
     medians = [statistics.median(times) for times in (compiled, dense, reference)]
     return {
-        "compiled_us_per_sample": round(1e6 * medians[0], 3),
-        "dense_loop_us_per_sample": round(1e6 * medians[1], 2),
-        "reference_backend_us_per_sample": round(1e6 * medians[2], 2),
-        "dense_loop_over_compiled": round(medians[1] / medians[0], 1),
+        "compiled_us_per_sample": 1e6 * medians[0],
+        "dense_loop_us_per_sample": 1e6 * medians[1],
+        "reference_backend_us_per_sample": 1e6 * medians[2],
+        "dense_loop_over_compiled": medians[1] / medians[0],
     }
 
 
@@ -93,24 +86,14 @@ def memory_of_the_past() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--save", action="store_true", help="store the figures in benchmarks/results/")
-    save = parser.parse_args().save
     torch.set_num_threads(1)
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
-        "n": N,
-        "samples": {"compiled": SAMPLES, "dense": DENSE_SAMPLES, "rounds": ROUNDS},
-        "speed": speed(),
-        "memory": {name: float(f"{value:.3g}") for name, value in memory_of_the_past().items()},
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if save:
-        path = Path(__file__).parent / "results" / "hippo.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+    store(
+        "hippo",
+        n=N,
+        samples={"compiled": SAMPLES, "dense": DENSE_SAMPLES, "rounds": ROUNDS},
+        speed=speed(),
+        memory=memory_of_the_past(),
+    )
 
 
 if __name__ == "__main__":

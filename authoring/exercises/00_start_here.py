@@ -27,6 +27,7 @@ from torch import Tensor
 # Worked example: `run_memory(0.5, [1, 0, 2, 0])` is `[1, 0.5, 2.25, 1.125]`. A loop is fine. `x` itself must
 # not change, and gradients must flow back to `x`.
 
+
 # %%
 def run_memory(a: float, x: Tensor) -> Tensor:
     """h_t = a h_{t-1} + x_t for every step: x (l,) -> h (l,)."""
@@ -73,6 +74,7 @@ if report.passed:
 # Worked example: `memory_matrix(0.5, 3)` is `[[1, 0, 0], [0.5, 1, 0], [0.25, 0.5, 1]]`. Think about `a = 0`:
 # what should remain?
 
+
 # %%
 def memory_matrix(a: float, l: int) -> Tensor:
     """M[i, j] = a ** (i - j) for i >= j, else 0: (l, l)."""
@@ -112,6 +114,7 @@ MatrixView(memory_matrix(0.9, 24), title="your M, a = 0.9") if report.passed els
 #
 # Row 2, column 0: $a_1 a_2 = 0.5 \cdot 0.2 = 0.1$. This matrix, with $a_t$ computed from the input, is the heart
 # of Mamba.
+
 
 # %%
 def gated_matrix(a: Tensor) -> Tensor:

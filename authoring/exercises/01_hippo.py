@@ -18,6 +18,7 @@ torch.set_default_dtype(torch.float64)
 # The basis of all five is $g_n(s) = \sqrt{2n+1}\,P_n(2s - 1)$ on $s \in [0, 1]$, with $s = 0$ the oldest moment
 # and $s = 1$ now. You may use this function, or write your own:
 
+
 # %%
 def legendre_basis(n: int, points: Tensor) -> Tensor:
     """g_0 .. g_{n-1} at points in [0, 1]: (points,) -> (points, n)."""
@@ -44,6 +45,7 @@ def legendre_basis(n: int, points: Tensor) -> Tensor:
 # Worked example: `project_window([1, 1, 1, 1], 2)` is `[1, 0]`: a constant past has a mean and no slope. And
 # `project_window([0, 1], 2)` is `[0.5, 0.4330]`: $\tfrac12(0 + 1)$, and $\tfrac12\sqrt3\,(-0.5\cdot 0 + 0.5\cdot 1)$.
 
+
 # %%
 def project_window(f: Tensor, n: int) -> Tensor:
     """Coefficients of the best polynomial of degree < n: f (l,) -> (n,)."""
@@ -69,6 +71,7 @@ project_report
 # | returns | `(p,)` | the approximation there |
 #
 # Worked example: `reconstruct_window([2, 1], [0, 0.5, 1])` is `[0.2679, 2, 3.7321]`, since $g_1 = \sqrt3\,(2s-1)$.
+
 
 # %%
 def reconstruct_window(c: Tensor, points: Tensor) -> Tensor:
@@ -105,6 +108,7 @@ if report.passed and project_report.passed:
 # | returns | `A (n, n)`, `B (n,)` | float64, the minus inside `A` |
 #
 # Worked example: `legs_matrix(2)` is `[[-1, 0], [-1.7321, -2]]` and `[1, 1.7321]`.
+
 
 # %%
 def legs_matrix(n: int) -> tuple[Tensor, Tensor]:
@@ -145,6 +149,7 @@ MatrixView(legs_matrix(24)[0], title="your A of HiPPO-LegS") if matrix_report.pa
 # Worked example: with `n = 1` ($A = -1$, $B = 1$), $c = 2$, $f = 10$, $k = 4$: $c_k = (2\cdot\tfrac78 + \tfrac{10}4) /
 # \tfrac98 = 3.7778$. A mean of the four samples would be 4; the bilinear rule comes close.
 
+
 # %%
 def legs_step(c: Tensor, f: float, k: int, A: Tensor, B: Tensor) -> Tensor:
     """c_k from c_{k-1} and sample k, bilinear LegS: (n,) -> (n,)."""
@@ -168,7 +173,12 @@ if report.passed and matrix_report.passed:
         c = legs_step(c, f_k, k, A, B)
     s = (torch.arange(400) + 0.5) / 400
     show(
-        curves({"the past": past, "your memory": legendre_basis(24, s) @ c}, x=s, x_name="position in the past", y_name="signal"),
+        curves(
+            {"the past": past, "your memory": legendre_basis(24, s) @ c},
+            x=s,
+            x_name="position in the past",
+            y_name="signal",
+        ),
         alt="A smooth signal and the memory's drawing of it, after one pass through the samples: they agree.",
     )
 
@@ -186,6 +196,7 @@ if report.passed and matrix_report.passed:
 # | returns | `A (n, n)`, `B (n,)` | float64 |
 #
 # Worked example: `legt_matrix(2, 2.0)` is `[[-0.5, 0.8660], [-0.8660, -1.5]]` and `[0.5, 0.8660]`.
+
 
 # %%
 def legt_matrix(n: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -431,7 +431,7 @@ show(
 # %%
 result = stored_result("hippo")
 print(result["date"], "|", result["machine"])
-print(f"a million samples, N = 64: {result['speedup']:.0f} times the dense loop's speed")
+print(f"a million samples, N = 64: {result['speed']['dense_loop_over_compiled']:.0f} times the dense loop's speed")
 
 # %% [markdown]
 # ## Break it

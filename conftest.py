@@ -1,12 +1,16 @@
-"""What nbval compares: text outputs. Pictures, figures and widget views are not compared.
+"""Settings of every test run.
 
-Also chooses one thread for torch: for the tiny models of the lessons two threads were measured up
-to twenty times slower on two cores.
+nbval compares text outputs, and no pictures, figures or widget views. Torch gets one thread: for
+the tiny models of the lessons two were measured up to twenty times slower on two cores. What tests
+and notebooks pass or predict goes to a scratch file, not into the learner's progress.
 """
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SSMCOURSE_PROGRESS", str(Path(tempfile.mkdtemp(prefix="ssmcourse-")) / "progress.json"))
 
 PICTURES = (
     "image/png",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,17 +35,13 @@ def open_lab(arguments: list[str]) -> None:
     Raises:
         CourseError: JupyterLab is not installed, or there is no course here.
     """
-    try:
-        import jupyterlab  # noqa: F401
-    except ModuleNotFoundError:
-        raise CourseError("JupyterLab is not installed here: run `pip install 'ssmcourse[lab]'`.") from None
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise CourseError("JupyterLab is not installed here: run `pip install 'ssmcourse[lab]'`.")
     line = command(arguments)
     os.environ["JUPYTERLAB_SETTINGS_DIR"] = str(_settings(root()))
     print("lab: starting JupyterLab; stop it with Ctrl+C", flush=True)
     os.chdir(root())
     if os.name == "nt":
-        import subprocess
-
         sys.exit(subprocess.call(line))
     os.execv(line[0], line)
 

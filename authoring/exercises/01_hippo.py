@@ -220,5 +220,5 @@ MatrixView(legt_matrix(24, 1.0)[0], title="your A of HiPPO-LegT") if report.pass
 # %% [markdown]
 # ## Done?
 
-# %%
+# %% tags=["nbval-ignore-output"]
 progress()

@@ -189,5 +189,5 @@ def _pattern(got: Any, expected: Any, terms: int) -> str:
     top = np.unravel_index(np.abs(np.where(finite, e, 0.0)).argmax(), e.shape)
     factor = g[top] / e[top] if e[top] else 0.0
     if factor and g.size > 1 and tolerance.mismatch(wide, factor * e, terms=terms) is None:
-        return f"every value is {values.number(factor.item())} times the expected one"
+        return f"every value is {values.number(complex(factor) if np.iscomplexobj(factor) else float(factor))} times the expected one"
     return ""

@@ -118,8 +118,9 @@ def load(path: Path, *, skip: dict[int, str] | None = None, limit: float = CELL_
 
     silent = Silent()
     for name in SILENT:
-        vars(ssmcourse)[name] = vars(grading)[name] = silent
-    vars(ssmcourse)["explore"] = silent
+        setattr(ssmcourse, name, silent)
+        setattr(grading, name, silent)
+    setattr(ssmcourse, "explore", silent)  # noqa: B010
     names: dict[str, Any] = {"__name__": "__main__", "display": silent, "get_ipython": silent}
     loaded = Loaded(names, dict(skip or {}), cells(path))
     for i, cell in enumerate(loaded.cells):

@@ -116,7 +116,7 @@ def exercise(
 
     def register(check: Callable[[Any], None]) -> Callable[[Any], None]:
         new = Exercise(
-            id, chapter, title, difficulty, minutes, signature, unlocks, tuple(hints), check,
+            id, chapter, title, difficulty, minutes, signature, unlocks, hints, check,
             tuple(forbidden), time_limit, process,
         )  # fmt: skip
         _validate(new)

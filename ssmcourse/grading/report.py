@@ -50,8 +50,9 @@ class Report:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
         """The inverse of `to_dict`."""
-        data = {k: v for k, v in data.items() if k != "passed"}
-        return cls(**data | {"layers": [Layer(**layer) for layer in data.get("layers", [])]})
+        fields: dict[str, Any] = {k: v for k, v in data.items() if k != "passed"}
+        fields["layers"] = [Layer(**layer) for layer in data["layers"]]
+        return cls(**fields)
 
     def lines(self) -> list[tuple[str, str]]:
         """(status, text) for every line shown; the status chooses mark and colour."""

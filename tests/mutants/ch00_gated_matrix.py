@@ -66,6 +66,23 @@ def by_ratios(a):
     return torch.tril(P[:, None] / P[None, :])
 
 
+def nan_replaced(a):
+    return torch.nan_to_num(by_ratios(a))
+
+
+def one_row_in_the_list(a):
+    row, rows = torch.zeros_like(a), []
+    for i in range(len(a)):
+        row *= a[i]
+        row[i] = 1
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def first_gate_alone(a):
+    return torch.eye(len(a), dtype=a.dtype) + torch.tril(a.roll(-1).expand(len(a), len(a)), -1)
+
+
 def by_log_sums(a):
     """Right for gates above or at 0, as Mamba-2's segment sums are."""
     l = len(a)
@@ -94,11 +111,14 @@ MUTANTS = {
     "added": (added, "gates are added"),
     "empty_diagonal": (empty_diagonal, "the diagonal is empty"),
     "by_ratios": (by_ratios, "one cumulative product by another"),
+    "nan_replaced": (nan_replaced, "NaN was replaced"),
+    "one_row_in_the_list": (one_row_in_the_list, "all rows are the last one"),
+    "first_gate_alone": (first_gate_alone, "a[j+1] alone"),
     "by_log_sums": (by_log_sums, "has no logarithm"),
     "zeros_kept_off": (zeros_kept_off, "behind a gate of 0 is exactly 0"),
     "float32_always": (float32_always, "without dtype="),
 }
-PASS_EXAMPLE = {"by_ratios", "by_log_sums", "zeros_kept_off", "float32_always"}
+PASS_EXAMPLE = {"nan_replaced", "by_ratios", "by_log_sums", "zeros_kept_off", "float32_always"}
 
 
 def by_products(a):

@@ -68,6 +68,14 @@ def newest_first(a, x):
     return torch.stack(out)
 
 
+def forgetting_what_is_kept(a, x):
+    h, out = torch.zeros((), dtype=x.dtype), []
+    for x_t in x:
+        h = h - a * h + x_t
+        out.append(h)
+    return torch.stack(out)
+
+
 def float32_always(a, x):
     out, h = torch.zeros(len(x), dtype=torch.float32), 0.0
     for t in range(len(x)):
@@ -112,16 +120,24 @@ MUTANTS = {
     "running_average": (running_average, "a running average"),
     "swapped": (swapped, "changed places"),
     "two_inputs_only": (two_inputs_only, "forgets all but the last input"),
-    "first_input_twice": (first_input_twice, "takes x[0] once more"),
+    "first_input_twice": (first_input_twice, "h starts at x[0]"),
     "by_position": (by_position, "fading goes by position"),
     "newest_first": (newest_first, "newest first"),
+    "forgetting_what_is_kept": (forgetting_what_is_kept, "you keep 1 - a"),
     "float32_always": (float32_always, "without dtype="),
     "no_gradient": (no_gradient, "cuts the graph"),
     "by_ratios": (by_ratios, "divide by powers of a"),
     "sign_lost": (sign_lost, "the sign of a is lost"),
     "two_inputs_at_least": (two_inputs_at_least, "IndexError"),
 }
-PASS_EXAMPLE = {"float32_always", "no_gradient", "by_ratios", "sign_lost", "two_inputs_at_least"}
+PASS_EXAMPLE = {
+    "forgetting_what_is_kept",
+    "float32_always",
+    "no_gradient",
+    "by_ratios",
+    "sign_lost",
+    "two_inputs_at_least",
+}
 
 
 def in_place_on_its_own_tensor(a, x):

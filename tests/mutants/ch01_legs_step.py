@@ -83,6 +83,23 @@ def divided_matrices(c, f, k, A, B):
     return ((eye(c) + A / (2 * k)) / below) @ c + (1 / below) @ B * f / k
 
 
+def ones_for_identity(c, f, k, A, B):
+    return solve(1 - A / (2 * k), (1 + A / (2 * k)) @ c + B * f / k)
+
+
+def heun(c, f, k, A, B):
+    guess = c + (A @ c + B * f) / k
+    return c + (A @ (c + guess) / 2 + B * f) / k
+
+
+def left_side_missing(c, f, k, A, B):
+    return c + (A @ c / 2 + B * f) / k
+
+
+def left_sign(c, f, k, A, B):
+    return solve(eye(c) + A / (2 * k), (eye(c) + A / (2 * k)) @ c + B * f / k)
+
+
 def running_means(c, f, k, A, B):
     a = torch.diagonal(A)
     return ((1 + a / (2 * k)) * c + B * f / k) / (1 - a / (2 * k))
@@ -107,9 +124,14 @@ MUTANTS = {
     "B_forgotten": (B_forgotten, "B is left out"),
     "entry_by_entry": (entry_by_entry, "the diagonal of I - A/(2k) alone"),
     "divided_matrices": (divided_matrices, "by the matrix I - A/(2k) entry by entry"),
+    "ones_for_identity": (ones_for_identity, "adds 1 to every entry"),
+    "heun": (heun, "Heun's method"),
+    "left_side_missing": (left_side_missing, "the left side is missing"),
+    "left_sign": (left_sign, "the sign on the left is turned"),
     "running_means": (running_means, "only the diagonal of A is used"),
 }
 PASS_EXAMPLE = {
+    "ones_for_identity",
     "transposed",
     "half_transposed",
     "B_forgotten",

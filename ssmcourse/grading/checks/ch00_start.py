@@ -85,6 +85,7 @@ def _run_memory_mistakes(trial: Trial) -> None:
         "the new input is scaled, by a (a * (h + x_t)) or by 1 - a (a running average): here x_t comes in whole",
         lambda a, x: a * _memory(a, x),
     )
+    trial.mistake("a is the part that is kept, and you keep 1 - a of h", lambda a, x: _memory(1 - a, x))
     trial.mistake("h and x_t have changed places: h + a * x_t", lambda a, x: a * _memory(1.0, x))
     trial.mistake(
         "h forgets all but the last input: a * x[t-1] + x[t]; multiply the state h, not the input before",
@@ -95,7 +96,7 @@ def _run_memory_mistakes(trial: Trial) -> None:
     )
     trial.mistake("the outputs come newest first: the list is in reverse", lambda a, x: _memory(a, x).flip(0))
     trial.mistake(
-        "h starts at x[0] and then takes x[0] once more: start it at 0",
+        "h starts at x[0], or at 1: before the first input nothing is held, so start it at 0",
         lambda a, x: _memory(a, x) + a ** torch.arange(1, len(x) + 1) * x[0],
     )
     trial.mistake(
@@ -209,12 +210,37 @@ def _memory_matrix_mistakes(trial: Trial) -> None:
         lambda a, i, j: a**i if i >= j else 0,
     )
     mistake(
+        "the power is that of the row, a**(i+1), as a cumulative product from a on gives it: it is the distance "
+        "i - j that counts",
+        lambda a, i, j: a ** (i + 1) if i >= j else 0,
+    )
+    mistake(
+        "the power is that of the column, a**j: it is the distance i - j that counts",
+        lambda a, i, j: a**j if i >= j else 0,
+    )
+    mistake(
+        "all is one step late: input j counts at step j already, so the ones stand on the diagonal",
+        lambda a, i, j: a ** (i - j - 1) if i > j else 0,
+    )
+    mistake(
+        "torch.triu keeps what is above the diagonal; torch.tril keeps what is below",
+        lambda a, i, j: float(i <= j),
+    )
+    mistake(
+        "a is the part that is kept itself: raise it to i - j; exp is for a rate A, as a = exp(dt * A)",
+        lambda a, i, j: math.exp(a * (i - j)) if i >= j else 0,
+    )
+    mistake(
         "the exponent has the wrong sign: a**(j - i) grows with the distance",
         lambda a, i, j: _power(a, j - i) if i >= j else 0,
     )
     mistake(
         "the sign of a is lost: a may be below 0, and then the sign flips at every step",
         lambda a, i, j: abs(a) ** (i - j) if i >= j else 0,
+    )
+    trial.mistake(
+        "the columns wrap around (torch.roll brings the end back to the top): above the diagonal is 0",
+        lambda a, l: square(l, lambda i, j: a ** ((i - j) % l)),
     )
     trial.mistake(
         "above the diagonal stands 0 times infinity = NaN: with a = 0 a negative exponent is 1/0. Choose with "
@@ -245,133 +271,3 @@ def _by_logarithm(a: float, exponent: int) -> float:
 def _quotients_of_powers(a: float, l: int) -> Tensor:
     powers = torch.tensor(float(a), dtype=torch.float64) ** torch.arange(l)
     return torch.tril(powers[:, None] / powers)
-
-
-@exercise(
-    "start.gated_matrix",
-    chapter="00",
-    title="A gate for every step",
-    difficulty=2,
-    minutes=12,
-    signature="gated_matrix(a: Tensor) -> Tensor",
-    unlocks="your M with two resets, and the matrix inside Mamba in lesson 05",
-    forbidden=("ssmcourse.linear_scan",),
-    hints=(
-        "Follow input 1 by hand: it comes in at step 1 whole. Which gate does it meet at step 2, which at "
-        "step 3? Now compare two rows of M that stand below each other.",
-        "Row i is row i - 1 times a[i], with a 1 on the diagonal. Or, entry by entry: the product of "
-        "a[j+1 : i+1], which is 1 when the slice is empty. Divide nothing: a gate may be 0.",
-        "row, rows = torch.zeros(l, dtype=a.dtype), []\n"
-        "for i in range(l):\n"
-        "    row = a[i] * row       # everything older passes through gate i\n"
-        "    row = torch.where(torch.arange(l) == i, ..., row)\n"
-        "    rows.append(row)\n"
-        "return torch.stack(rows)",
-    ),
-)
-def check_gated_matrix(trial: Trial) -> None:
-    _gated_matrix_mistakes(trial)
-
-    example = torch.tensor([0.3, 0.5, 0.2, 2.0], dtype=torch.float32)
-    trial.example(example, expect=_between(example))
-    with trial.layer("random gates between 0 and 1, in float64"):
-        for l in (2, 5, 12):
-            a = trial.rand(l)
-            trial.compare((a,), _between(a), terms=l)
-    with trial.layer("length 1: no gate at all, M is [[1]]"):
-        a = trial.rand(1)
-        trial.compare((a,), _between(a))
-    with trial.layer("gates of 0 wipe what came before, and nothing after"):
-        for zeros in ([3], [0], [2, 3, 6]):
-            a = trial.rand(8)
-            a[zeros] = 0.0
-            M = trial.compare((a,), _between(a), terms=8)
-            behind = M[max(zeros) :, : max(zeros)]
-            trial.require(
-                not bool(behind.count_nonzero()),
-                f"a[{max(zeros)}] = 0, and still something older gets through: behind a gate of 0 is exactly 0",
-            )
-    with trial.layer("the first gate, a[0], appears nowhere"):
-        a = trial.rand(6)
-        a[0] = 1e6
-        trial.compare((a,), _between(a), terms=6)
-    with trial.layer("gates below 0"):
-        a = trial.randn(7)
-        trial.compare((a,), _between(a), terms=7)
-    with trial.layer("small gates: 40 times 1e-10, far below the smallest float"):
-        a = torch.full((40,), 1e-10, dtype=torch.float64)
-        trial.compare((a,), _between(a), terms=40)
-    with trial.layer("equal gates give the matrix of exercise 2"):
-        a = torch.full((9,), 0.8, dtype=torch.float64)
-        trial.compare((a,), lower(9, lambda i, j: 0.8 ** (i - j)), terms=9)
-
-
-def _between(a: Tensor) -> Tensor:
-    """M[i, j] = a[j+1] ... a[i], entry by entry."""
-    gates = a.tolist()
-    return lower(len(gates), lambda i, j: math.prod(gates[j + 1 : i + 1])).to(a.dtype)
-
-
-def _gated_matrix_mistakes(trial: Trial) -> None:
-    def mistake(words: str, entry: Callable[[list[float], int, int], float]) -> None:
-        trial.mistake(words, lambda a: square(len(a), lambda i, j: entry(a.tolist(), i, j)).to(a.dtype))
-
-    mistake(
-        "the gates are one step early: input j meets a[j+1] first and a[i] last; you took a[j] ... a[i-1]",
-        lambda a, i, j: math.prod(a[j:i]) if i >= j else 0,
-    )
-    mistake(
-        "input j passes through its own gate a[j]: begin with a[j+1], so that the diagonal is 1",
-        lambda a, i, j: math.prod(a[j : i + 1]) if i >= j else 0,
-    )
-    mistake(
-        "the last gate is missing: the product ends with a[i] (a slice a[j+1:i] stops before it)",
-        lambda a, i, j: math.prod(a[j + 1 : i]) if i >= j else 0,
-    )
-    mistake(
-        "above the diagonal stand ones, the product of an empty slice: put 0 where i < j",
-        lambda a, i, j: math.prod(a[j + 1 : i + 1]),
-    )
-    mistake(
-        "the triangle is above the diagonal: M[i, j] has the output in its row, the input in its column",
-        lambda a, i, j: math.prod(a[i + 1 : j + 1]) if j >= i else 0,
-    )
-    mistake(
-        "all columns are alike: the product of column j starts anew, with a[j+1]",
-        lambda a, i, j: math.prod(a[1 : i + 1]) if i >= j else 0,
-    )
-    mistake(
-        "only the last gate acts, a[i] ** (i - j): each step in between has its own gate",
-        lambda a, i, j: a[i] ** (i - j) if i >= j else 0,
-    )
-    mistake(
-        "below the diagonal is a[i] alone: multiply all the gates from a[j+1] to a[i]",
-        lambda a, i, j: (a[i] if i > j else 1) if i >= j else 0,
-    )
-    mistake(
-        "the gates are added: a[j+1] + ... + a[i]; multiply them",
-        lambda a, i, j: (sum(a[j + 1 : i + 1]) if i > j else 1) if i >= j else 0,
-    )
-    mistake(
-        "the diagonal is empty: an input counts at its own step, the empty product is 1",
-        lambda a, i, j: math.prod(a[j + 1 : i + 1]) if i > j else 0,
-    )
-    trial.mistake(
-        "you divide one cumulative product by another, or subtract sums of logarithms: behind a gate of 0, or "
-        "after many small gates, that is 0/0 (-inf minus -inf), NaN. Multiply the gates in between",
-        _ratios_of_products,
-    )
-    trial.mistake("a gate below 0 has no logarithm: NaN. Multiply the gates themselves", _sums_of_logs)
-
-
-def _ratios_of_products(a: Tensor) -> Tensor:
-    """P_i / P_j with P the cumulative product: right on paper, 0/0 behind a gate of 0."""
-    products = torch.cumprod(a, 0)
-    return torch.tril(products[:, None] / products)
-
-
-def _sums_of_logs(a: Tensor) -> Tensor:
-    logs = torch.log(a)
-    return square(len(a), lambda i, j: torch.exp(logs[j + 1 : i + 1].sum()).item() if i >= j else 0).to(
-        a.dtype
-    )

@@ -6,6 +6,7 @@ changed: where the samples sit, how the argument is shifted, how a polynomial is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -59,42 +60,44 @@ def _careless(z: np.ndarray, degree: int, *, weight: bool = False) -> np.ndarray
     return np.stack(P[: degree + 1], axis=-1)
 
 
+SHIFTS = {
+    "s is not shifted: P_k lives on [-1, 1], so it takes z = 2s - 1, not s": lambda s: s,
+    "s is shifted and not stretched: z = 2s - 1 runs from -1 to 1, s - 1/2 only halfway": lambda s: s - 0.5,
+    "s is shifted twice: legendre_basis takes points in [0, 1] and makes z = 2s - 1 itself": lambda s: (
+        4 * s - 3
+    ),
+}
+SCALES = {
+    "the factor sqrt(2k+1) is missing: g_k is sqrt(2k+1) P_k": np.ones,
+    "g_k has the factor sqrt(2k+1), and you took 2k+1 without the root": lambda n: _root(n) ** 2,
+    "you divide by sqrt(2k+1); g_k is sqrt(2k+1) times P_k": lambda n: 1 / _root(n),
+    "the factor is sqrt(k + 1/2), which normalises on [-1, 1]; on [0, 1] it is sqrt(2k+1)": lambda n: (
+        _root(n) / np.sqrt(2)
+    ),
+    "k is counted from 1 in the factor: the first is sqrt(1), that of P_0": lambda n: _root(n + 1)[1:],
+}
+POLYNOMIALS = {
+    "the basis is 1, z, z**2, ...: plain powers are not orthogonal. From k = 2 on P_k differs, "
+    "P_2 = (3z**2 - 1)/2": lambda z, degree: np.vander(z, degree + 1, increasing=True),
+    "these are Chebyshev polynomials (2z**2 - 1, ...), not Legendre's": chebyshev.chebvander,
+    "from P_2 on the recurrence is off: the last term is k P_{k-1}, and the k is missing": _careless,
+    "from P_2 on the recurrence is off: divide by k + 1": lambda z, degree: _careless(z, degree, weight=True),
+    "the polynomials begin with P_1: the first is P_0 = 1": lambda z, degree: legendre.legvander(
+        z, degree + 1
+    )[:, 1:],
+}
+
+
 def _basis_mistakes(mistake: Callable[..., None]) -> None:
-    """What can go wrong with the basis, in either direction."""
-    mistake("the factor sqrt(2k+1) is missing: g_k is sqrt(2k+1) P_k", scale=np.ones)
-    mistake(
-        "g_k has the factor sqrt(2k+1), and you took 2k+1 without the root", scale=lambda n: _root(n) ** 2
-    )
-    mistake("you divide by sqrt(2k+1); g_k is sqrt(2k+1) times P_k", scale=lambda n: 1 / _root(n))
-    mistake(
-        "the factor is sqrt(k + 1/2), which normalises on [-1, 1]; on [0, 1] it is sqrt(2k+1)",
-        scale=lambda n: _root(n) / np.sqrt(2),
-    )
-    mistake(
-        "k is counted from 1: the first factor is sqrt(1), that of P_0",
-        scale=lambda n: np.sqrt(2 * np.arange(n) + 3),
-    )
-    mistake("s is not shifted: P_k lives on [-1, 1], so it takes z = 2s - 1, not s", shift=lambda s: s)
-    mistake(
-        "s is shifted and not stretched: z = 2s - 1 runs from -1 to 1, s - 1/2 only halfway",
-        shift=lambda s: s - 0.5,
-    )
-    mistake(
-        "the basis is 1, z, z**2, ...: plain powers are not orthogonal. From k = 2 on P_k differs, "
-        "P_2 = (3z**2 - 1)/2",
-        polynomials=lambda z, degree: np.vander(z, degree + 1, increasing=True),
-    )
-    mistake(
-        "these are Chebyshev polynomials (2z**2 - 1, ...), not Legendre's", polynomials=chebyshev.chebvander
-    )
-    mistake(
-        "from P_2 on the recurrence is off: the last term is k P_{k-1}, and the k is missing",
-        polynomials=_careless,
-    )
-    mistake(
-        "from P_2 on the recurrence is off: divide by k + 1",
-        polynomials=lambda z, degree: _careless(z, degree, weight=True),
-    )
+    """What can go wrong with the basis, in either direction: one thing, or two at once."""
+    groups = (("shift", SHIFTS), ("scale", SCALES), ("polynomials", POLYNOMIALS))
+    for part, wrongs in groups:
+        for words, wrong in wrongs.items():
+            mistake(words, **{part: wrong})
+    for (part, wrongs), (other_part, other_wrongs) in itertools.combinations(groups, 2):
+        for words, wrong in wrongs.items():
+            for other_words, other in other_wrongs.items():
+                mistake(f"{words}. And {other_words}", **{part: wrong, other_part: other})
 
 
 @exercise(
@@ -137,7 +140,7 @@ def check_project_window(trial: Trial) -> None:
     )
     trial.mistake("you sum, and the integral is a mean: divide by l", lambda f, n: len(f) * _project(f, n))
     trial.mistake(
-        "you divide by n, the count of numbers; the mean is over the l samples",
+        "the divisor is wrong: the mean over the samples divides by l, not by n and not by sqrt(l)",
         lambda f, n: _project(f, n) * len(f) / n,
     )
     trial.mistake(
@@ -145,6 +148,15 @@ def check_project_window(trial: Trial) -> None:
         "wrong sign)",
         lambda f, n: _project(f.flip(0), n),
     )
+    mistake(
+        "the samples sit at (i - 1/2)/l: counted from 0, the middles are (i + 1/2)/l",
+        where=lambda l: (np.arange(l) - 0.5) / l,
+    )
+    mistake(
+        "the middles are divided by l - 1: there are l steps, (i + 1/2)/l",
+        where=lambda l: (np.arange(l) + 0.5) / max(l - 1, 1),
+    )
+    mistake("brackets are lost: i + 0.5/l is not (i + 0.5)/l", where=lambda l: np.arange(l) + 0.5 / l)
     trial.mistake(
         "the numbers come finest first: c[0] belongs to g_0, the mean", lambda f, n: _project(f, n).flip(0)
     )
@@ -152,6 +164,10 @@ def check_project_window(trial: Trial) -> None:
         "this is the least-squares fit through the samples; the exercise asks for the mean of f(s_i) g_k(s_i), "
         "in which no number depends on how many others are kept",
         _fit,
+    )
+    trial.mistake(
+        "this is the least-squares fit by P_k: take the mean of f(s_i) g_k(s_i), with g_k = sqrt(2k+1) P_k",
+        lambda f, n: _fit(f, n) * torch.from_numpy(_root(n)),
     )
     _basis_mistakes(mistake)
 
@@ -233,7 +249,13 @@ def check_reconstruct_window(trial: Trial) -> None:
         "the points are stretched to fill 0 to 1: they are positions already, and need not reach the ends",
         lambda c, s: _draw(c, (s - s.min()) / (s.max() - s.min())),
     )
-    trial.mistake("the last coefficient is left out", lambda c, s: _draw(c[:-1], s))
+    trial.mistake(
+        "the points are divided by the largest: they are positions already, and need not reach 1",
+        lambda c, s: _draw(c, s / s.max()),
+    )
+    trial.mistake(
+        "the last coefficient is left out: the sum has all len(c) of them", lambda c, s: _draw(c[:-1], s)
+    )
     _basis_mistakes(mistake)
 
     c, points = (torch.tensor(v) for v in ([2.0, 1.0], [0.0, 0.5, 1.0]))

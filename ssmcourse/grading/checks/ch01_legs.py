@@ -51,11 +51,12 @@ WRONG_A: dict[str, Entry] = {
     "strictly below the diagonal (tril(..., -1))": _triangle(
         lambda n, k: -_root(n, k), lambda n: -(3 * n + 2)
     ),
+    "the formula for n > k is everywhere: above the diagonal A is 0, on it -(n+1)": lambda n, k: -_root(n, k),
     "the diagonal of A is 0: it should be -(n+1)": _triangle(lambda n, k: -_root(n, k), lambda n: 0),
     "the diagonal of A has the wrong sign: the minus stands before the whole of A": _triangle(
         lambda n, k: -_root(n, k), lambda n: n + 1
     ),
-    "below the diagonal A has the wrong sign: the minus stands before the whole of A": _triangle(
+    "below the diagonal A has the wrong sign: every entry there is negative, no sign alternates": _triangle(
         _root, lambda n: -(n + 1)
     ),
     "the square root is missing below the diagonal: sqrt((2n+1)(2k+1))": _triangle(
@@ -112,6 +113,9 @@ def check_legs_matrix(trial: Trial) -> None:
     torch.set_default_dtype(torch.float64)  # as the notebook does; the judge puts back what was there
     wrong_A = {words: lambda n, e=entry: square(n, e) for words, entry in WRONG_A.items()}
     wrong_B = {words: lambda n, e=entry: vector(n, e) for words, entry in WRONG_B.items()}
+    wrong_A[
+        "the diagonal of A is the same everywhere: n in -(n+1) is the number of the row, not the argument n"
+    ] = lambda size: square(size, _triangle(lambda n, k: -_root(n, k), lambda n: -(size + 1)))
     mistakes_in_pairs(trial, _legs, wrong_A, wrong_B)
     trial.mistake(
         "the roots were rounded to float32 on the way: begin with dtype=torch.float64, converting at the end "
@@ -147,6 +151,14 @@ def _substituted(c: Tensor, f: float, k: int, A: Tensor, B: Tensor) -> Tensor:
     return torch.tensor(new, dtype=torch.float64)
 
 
+def _solve(matrix: np.ndarray, right: np.ndarray) -> Tensor:
+    """The solution, or NaN where there is none: a wrong answer must not end the check."""
+    try:
+        return torch.from_numpy(np.linalg.solve(matrix, right))
+    except np.linalg.LinAlgError:
+        return torch.full((len(right),), torch.nan)
+
+
 def _step(
     c: Tensor,
     f: float,
@@ -162,7 +174,7 @@ def _step(
     a, old, into = A.numpy(), c.numpy(), B.numpy() * float(f)
     eye = np.eye(len(old))
     right = (eye + before * a) @ old + push * into
-    return torch.from_numpy(np.linalg.solve(eye - after * a, right) + push_after * into)
+    return _solve(eye - after * a, right) + torch.from_numpy(push_after * into)
 
 
 def _legs_step_mistakes(trial: Trial) -> None:
@@ -170,16 +182,34 @@ def _legs_step_mistakes(trial: Trial) -> None:
         trial.mistake(words, lambda c, f, k, A, B: _step(c, f, A, B, **numbers(k)))
 
     mistake(
-        "this is forward Euler: A acts on the old numbers only; take half of A before and half after",
+        "this is forward Euler (for n = 1 the running mean): A acts on the old numbers only; take half of A before and half after",
         lambda k: {"before": 1 / k, "after": 0, "push": 1 / k},
     )
     mistake(
-        "this is backward Euler: A acts on the new numbers only; take half of A before and half after",
+        "this is backward Euler (for n = 1 zero-order hold gives the same): A acts on the new numbers only; take "
+        "half of A before and half after",
         lambda k: {"before": 0, "after": 1 / k, "push": 1 / k},
     )
     mistake(
         "the sign of A is turned: I + A/(2k) acts on the old numbers, I - A/(2k) is solved for the new ones",
         lambda k: {"before": -0.5 / k, "after": -0.5 / k, "push": 1 / k},
+    )
+    mistake(
+        "the left side is missing: (I - A/(2k)) c_k equals what you have, so solve for c_k",
+        lambda k: {"before": 0.5 / k, "after": 0, "push": 1 / k},
+    )
+    mistake(
+        "the sign on the left is turned: brought over to the left, A c_k / (2k) becomes minus, I - A/(2k)",
+        lambda k: {"before": 0.5 / k, "after": -0.5 / k, "push": 1 / k},
+    )
+    mistake(
+        "the sign on the right is turned: I + A/(2k) acts on the old numbers",
+        lambda k: {"before": -0.5 / k, "after": 0.5 / k, "push": 1 / k},
+    )
+    mistake("B f is subtracted: add it", lambda k: {"before": 0.5 / k, "after": 0.5 / k, "push": -1 / k})
+    mistake(
+        "A / 2 * k is A times k/2: write A / (2 * k)",
+        lambda k: {"before": 0.5 * k, "after": 0.5 * k, "push": 1 / k},
     )
     mistake(
         "k is one too large: sample k is divided by k, and k counts from 1 already",
@@ -219,6 +249,14 @@ def _legs_step_mistakes(trial: Trial) -> None:
         lambda k: {"before": 0.5 / k, "after": 0.5 / k, "push": 0},
     )
     trial.mistake(
+        "c_k on the right is a guess by Euler's rule (this is Heun's method): leave it unknown, and solve",
+        lambda c, f, k, A, B: c + (A @ (c + (A @ c + B * float(f)) / (2 * k)) + B * float(f)) / k,
+    )
+    trial.mistake(
+        "1 + A/(2k) adds 1 to every entry of A: the identity I is torch.eye(n), with ones on the diagonal only",
+        _ones_for_identity,
+    )
+    trial.mistake(
         "this is the change alone: add it to c", lambda c, f, k, A, B: _substituted(c, f, k, A, B) - c
     )
     trial.mistake(
@@ -254,6 +292,11 @@ def _legs_step_mistakes(trial: Trial) -> None:
         "(torch.linalg.solve)",
         _divided,
     )
+
+
+def _ones_for_identity(c: Tensor, f: float, k: int, A: Tensor, B: Tensor) -> Tensor:
+    a = A.numpy() / (2 * k)
+    return _solve(1 - a, (1 + a) @ c.numpy() + B.numpy() * float(f) / k)
 
 
 def _divided(c: Tensor, f: float, k: int, A: Tensor, B: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from ssmcourse.grading.checks.matrices import Entry, System, mistakes_in_pairs, 
 from ssmcourse.grading.registry import exercise
 from ssmcourse.grading.trial import Trial
 
+Scale = Callable[[int, float], float]
+
 
 def _root(n: int, k: int = 0) -> float:
     """sqrt((2n + 1)(2k + 1))."""
@@ -39,7 +41,8 @@ WRONG_A: dict[str, Entry] = {
         lambda n, k: (-1) ** (n - k) if n >= k else 1
     ),
     "the minus of A is missing: it stands before the whole of A": lambda n, k: -_entry(n, k),
-    "the signs of A are missing: above the diagonal they alternate, (-1)**(n-k)": _signs(lambda n, k: 1),
+    "the signs of A are missing, or turned: above the diagonal they alternate, (-1)**(n-k), with -1 next to it; "
+    "with the minus in front A[0, 1] is positive": _signs(lambda n, k: 1),
     "the signs of A alternate below the diagonal too: there they are all 1": _signs(
         lambda n, k: (-1) ** (n - k)
     ),
@@ -55,8 +58,11 @@ WRONG_A: dict[str, Entry] = {
     "above the diagonal the signs go by row, (-1)**n: it is the distance n - k that counts": _signs(
         lambda n, k: 1 if n >= k else (-1) ** n
     ),
-    "above the diagonal the signs are turned, (-1)**(n-k+1): the first diagonal above has -1": _signs(
-        lambda n, k: 1 if n >= k else -((-1) ** (n - k))
+    "brackets are lost under the root: it is (2n+1)(2k+1), and you have 2n + 2k + 1": lambda n, k: (
+        _entry(n, k) / _root(n, k) * math.sqrt(2 * n + 2 * k + 1)
+    ),
+    "the diagonal of A is 0: there the formula for n >= k holds, -(2n+1)": lambda n, k: (
+        _entry(n, k) if n != k else 0
     ),
     "the square root of A is missing: sqrt((2n+1)(2k+1))": lambda n, k: _root(n, k) * _entry(n, k),
     "A has the factor sqrt(2n+1) only: sqrt(2k+1) is missing": lambda n, k: _entry(n, k) / _root(k),
@@ -77,7 +83,7 @@ WRONG_B: dict[str, Callable[[int], float]] = {
     "B has no minus: it stands in A only": lambda n: -_root(n),
     "the indices of B run from 1: B[0] is sqrt(1) / theta": lambda n: _root(n + 1),
 }
-WRONG_SCALES: dict[str, tuple[Callable[..., float], Callable[..., float]]] = {
+WRONG_SCALES: dict[str, tuple[Scale, Scale]] = {
     "theta is missing: both A and B are divided by it": (lambda n, t: 1, lambda n, t: 1),
     "you multiply by theta: both A and B are divided by it": (lambda n, t: t, lambda n, t: t),
     "theta is missing in B: it is divided by theta as A is": (lambda n, t: 1 / t, lambda n, t: 1),
@@ -95,6 +101,11 @@ WRONG_SCALES: dict[str, tuple[Callable[..., float], Callable[..., float]]] = {
         lambda n, t: 0.5 / t,
     ),
 }
+
+
+def _scaled(entry: Entry, scales: tuple[Scale, Scale], n: int, theta: float) -> System:
+    of_A, of_B = scales
+    return square(n, entry) * of_A(n, theta), vector(n, _root) * of_B(n, theta)
 
 
 def _lmu(n: int, theta: float) -> System:
@@ -126,23 +137,18 @@ def _lmu(n: int, theta: float) -> System:
 def check_legt_matrix(trial: Trial) -> None:
     torch.set_default_dtype(torch.float64)  # as the notebook does; the judge puts back what was there
 
-    def scaled(words: str, of_A: Callable[..., float], of_B: Callable[..., float]) -> None:
-        def wrong(n: int, theta: float) -> System:
-            A, B = _legt(n, 1.0)
-            return A * of_A(n, theta), B * of_B(n, theta)
-
-        trial.mistake(words, wrong)
-
     wrong_A = {words: lambda n, t, e=entry: square(n, e) / t for words, entry in WRONG_A.items()}
     wrong_B = {words: lambda n, t, e=entry: vector(n, e) / t for words, entry in WRONG_B.items()}
-    for words, (of_A, of_B) in WRONG_SCALES.items():
-        scaled(words, of_A, of_B)
     trial.mistake(
         "this is the Legendre Memory Unit's scaling, that of the paper's Theorem 1: here the basis is "
         "orthonormal, with sqrt((2n+1)(2k+1)) and no signs in B",
         _lmu,
     )
     mistakes_in_pairs(trial, _legt, wrong_A, wrong_B)
+    for scale_words, scales in WRONG_SCALES.items():
+        trial.mistake(scale_words, lambda n, t, s=scales: _scaled(_entry, s, n, t))
+        for words, entry in WRONG_A.items():
+            trial.mistake(f"{words}. And {scale_words}", lambda n, t, e=entry, s=scales: _scaled(e, s, n, t))
     trial.mistake(
         "the roots were rounded to float32 on the way: begin with dtype=torch.float64, converting at the end "
         "is too late",

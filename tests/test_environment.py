@@ -118,6 +118,9 @@ ROOMS = {
     "tools": (["tests", "benchmarks", "authoring"], ["lab", "test"]),
 }
 
+# what the library imports only where it is there: pytest loads its plugin, the doctor looks for Jupyter
+OPTIONAL = {"pytest_plugin.py": {"pytest"}, "doctor.py": {"jupyter_core"}}
+
 
 @pytest.mark.parametrize("where", ROOMS)
 def test_everything_imported_is_declared(where):
@@ -129,8 +132,7 @@ def test_everything_imported_is_declared(where):
             if ".ipynb_checkpoints" in path.parts:
                 continue
             beside_it = {p.stem for p in path.parent.glob("*.py")}
-            if path.name == "pytest_plugin.py":
-                beside_it.add("pytest")  # which is the only one to load it
+            beside_it |= OPTIONAL.get(path.name, set())
             for name in imports_of(source_of(path)) - set(sys.stdlib_module_names) - OURS - beside_it:
                 owners = {canonicalize_name(p) for p in providers.get(name, [])}
                 assert owners & allowed, (

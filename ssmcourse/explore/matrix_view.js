@@ -126,7 +126,8 @@ function render({ model, el }) {
         const value = valueAt([r, c]), paint = table[colorIndex(value, get("_limit"), get("scale"))];
         const light = 0.299 * (paint & 255) + 0.587 * ((paint >> 8) & 255) + 0.114 * ((paint >> 16) & 255);
         ctx.fillStyle = light > 140 ? "#16191d" : "#ffffff";
-        ctx.fillText(short(value), toX(c + 0.5), toY(r + 0.5));
+        const text = short(value), room = cellWidth() - 6;
+        ctx.fillText(ctx.measureText(text).width > room ? short(Number(value.toPrecision(1))) : text, toX(c + 0.5), toY(r + 0.5));
       }
   }
 

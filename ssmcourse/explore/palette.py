@@ -46,6 +46,17 @@ INK = {
         "third": "#4fcfa3",
     },
 }
+# A plotly figure is stored and cannot follow the theme: transparent, in tones that both pages carry.
+ON_BOTH = {
+    "text": "#767d86",
+    "quiet": "#767d86",
+    "grid": "rgba(128, 134, 142, 0.25)",
+    "main": "#2b83c6",
+    "accent": "#d9701f",
+    "signal": "#8a929b",
+    "faint": "#9aa1a9",
+    "third": "#1f9872",
+}
 ROLES = ("main", "accent", "signal", "faint", "third")
 
 

@@ -8,10 +8,22 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .palette import INK, scale_colors
+from .palette import ON_BOTH, scale_colors
 from .picture import Curves, Line, MatrixImage, Panel
 
-PAPER = INK["light"]
+PAPER = ON_BOTH
+PAGE = {
+    "template": "none",
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"color": PAPER["text"], "size": 12},
+}
+AXIS = {
+    "gridcolor": PAPER["grid"],
+    "zerolinecolor": PAPER["grid"],
+    "linecolor": PAPER["grid"],
+    "automargin": True,
+}
 
 
 def plotly_figure(*pictures: Curves | MatrixImage, height: int = 440) -> go.Figure:
@@ -39,11 +51,13 @@ def plotly_figure(*pictures: Curves | MatrixImage, height: int = 440) -> go.Figu
             _add_matrix(figure, picture, column)
     figure.update_layout(
         height=height,
-        template="plotly_white",
+        **PAGE,
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         meta={"description": " ".join(_sentence(picture) for picture in pictures)},
     )
+    figure.update_xaxes(**AXIS)
+    figure.update_yaxes(**AXIS)
     return figure
 
 

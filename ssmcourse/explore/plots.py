@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from .palette import INK
+from .palette import ON_BOTH
+from .plotly_figure import AXIS, PAGE
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-COLORS = [INK["light"][role] for role in ("signal", "main", "accent", "third")]
-PALE = ["#8d5fb0", "#b08a00"]  # for a fifth and a sixth curve
+COLORS = [ON_BOTH[role] for role in ("signal", "main", "accent", "third")]
+CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}
+MORE = ["#a16cc4", "#a8872a"]  # for a fifth and a sixth curve
 
 
 def curves(
@@ -45,7 +47,7 @@ def curves(
         raise ValueError("lines: got none, expected a dict of at least one name -> numbers")
     drawn = {name: _numbers(f"lines[{name!r}]", y) for name, y in lines.items()}
     at = np.arange(len(next(iter(drawn.values())))) if x is None else _numbers("x", x)
-    colors = [*COLORS, *PALE] if len(drawn) > 1 else [COLORS[1]]
+    colors = [*COLORS, *MORE] if len(drawn) > 1 else [COLORS[1]]
     figure = go.Figure()
     for k, (name, y) in enumerate(drawn.items()):
         if len(y) != len(at):
@@ -55,8 +57,10 @@ def curves(
         figure.add_trace(go.Scatter(x=at, y=y, name=name, mode=mode, line=line))
     figure.update_xaxes(title=x_name, type="log" if log_x else "linear")
     figure.update_yaxes(title=y_name, type="log" if log_y else "linear", exponentformat="power")
+    figure.update_xaxes(**AXIS)
+    figure.update_yaxes(**AXIS)
     return figure.update_layout(
-        template="plotly_white",
+        **PAGE,
         height=340,
         title=title or None,
         showlegend=True,
@@ -80,7 +84,7 @@ def show(figure: go.Figure, alt: str) -> None:
         raise ValueError("alt: got an empty string, expected one sentence that says what there is to see")
     figure = go.Figure(figure).update_layout(meta={"description": alt})
     bundle = {
-        "application/vnd.plotly.v1+json": json.loads(figure.to_json()),
+        "application/vnd.plotly.v1+json": {**json.loads(figure.to_json()), "config": CONFIG},
         "image/png": scatter_png(figure, encoded=True),
         "text/plain": alt,
     }

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from jupyter import HOW_TO_INSTALL, Lab, browser, chromium, server
+from stage import Stage
 
 
 def pytest_collection_modifyitems(items):
@@ -33,3 +34,17 @@ def lab(chrome, lab_server):
     page = Lab(chrome, lab_server)
     yield page
     page.close()
+
+
+@pytest.fixture
+def stage(chrome):
+    """Puts widgets on bare pages; afterwards no page may have had an error."""
+    stages = []
+
+    def put(widget, **options):
+        stages.append(Stage(chrome, widget, **options))
+        return stages[-1]
+
+    yield put
+    for one in stages:
+        one.close()

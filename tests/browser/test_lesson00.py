@@ -51,7 +51,7 @@ def test_the_exercise_tells_a_wrong_answer_from_a_right_one(lab):
         lab.rewrite(stub, answer)
         lab.run(check)
         report = check.locator(".ssm-report").last
-        report.wait_for()
+        report.wait_for(timeout=20_000)
         assert report.get_attribute("data-passed") == verdict
         assert report.inner_text().strip()
     assert lab.cells_with_errors() == []

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from stage import Stage
 
 from ssmcourse.explore import CurveView
 from ssmcourse.explore.picture import Band, Curves, Line, Panel, Strip
@@ -23,19 +22,6 @@ def curves(marker=None):
         marker=marker,
         description="a parabola and a line",
     )
-
-
-@pytest.fixture
-def stage(chrome):
-    stages = []
-
-    def put(widget, **options):
-        stages.append(Stage(chrome, widget, **options))
-        return stages[-1]
-
-    yield put
-    for one in stages:
-        one.close()
 
 
 def x_at(stage, value):

@@ -2,24 +2,10 @@
 
 import numpy as np
 import pytest
-from stage import Stage
 
 from ssmcourse.explore import MatrixView
 
 M = np.tril(0.8 ** np.abs(np.arange(16)[:, None] - np.arange(16)))
-
-
-@pytest.fixture
-def stage(chrome):
-    stages = []
-
-    def put(widget, **options):
-        stages.append(Stage(chrome, widget, **options))
-        return stages[-1]
-
-    yield put
-    for one in stages:
-        one.close()
 
 
 def plot(stage):

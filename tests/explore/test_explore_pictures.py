@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from ssmcourse.explore.palette import DIVERGING, INK, scale_colors
+from ssmcourse.explore.palette import DIVERGING, INK, ON_BOTH, scale_colors
 from ssmcourse.explore.picture import Band, Curves, Line, MatrixImage, Panel, Strip, as_labels, as_matrix
 from ssmcourse.explore.plotly_figure import plotly_figure
 from ssmcourse.explore.still import still_png
@@ -33,6 +33,16 @@ MATRIX = MatrixImage(np.tril(np.ones((4, 4))), causal=True, title="ones")
 def luminance(colors):
     linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def rgb(color):
+    return np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+
+
+def contrast(color, page):
+    """WCAG contrast of a colour with a page of this luminance."""
+    high, low = max(luminance(rgb(color)), page), min(luminance(rgb(color)), page)
+    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -62,10 +72,16 @@ def test_inks_can_be_read_on_their_page():
     for theme, inks in INK.items():
         page = luminance(scale_colors("diverging", theme)[128])
         for role in ("text", "quiet", "main", "accent", "third"):
-            color = np.array([int(inks[role][k : k + 2], 16) for k in (1, 3, 5)]) / 255
-            high, low = max(luminance(color), page), min(luminance(color), page)
-            assert (high + 0.05) / (low + 0.05) > (4.5 if role in ("text", "quiet") else 3), (theme, role)
+            least = 4.5 if role in ("text", "quiet") else 3
+            assert contrast(inks[role], page) > least, (theme, role)
     assert set(DIVERGING) == set(INK)
+
+
+def test_stored_figures_can_be_read_on_both_pages():
+    for role in ("text", "main", "accent", "signal", "third"):
+        for back in ("light", "dark"):
+            page = luminance(rgb(INK[back]["back"]))
+            assert contrast(ON_BOTH[role], page) > (4 if role == "text" else 3), (role, back)
 
 
 def test_an_unknown_scale_is_refused():

@@ -47,6 +47,11 @@ def cuda_mode() -> CudaMode:
     return cast(CudaMode, _numba_cuda().mode)
 
 
+def why_absent(backend: str) -> str:
+    """Why `triton`, `numba_cuda` or `cpu` does not run here, as one clause; empty if it does."""
+    return _LIBRARY[backend]().why
+
+
 _RESTART = "restart Python and import ssmcourse.scan first"
 
 
@@ -64,7 +69,7 @@ def _triton() -> _Found:
         import triton.language
         from triton.runtime.interpreter import InterpretedFunction
     except Exception as error:  # a broken installation is a finding, not a crash
-        if getattr(error, "name", "") == "triton":
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("triton"):
             return _Found("absent", "triton is not installed; it has no wheels for macOS and Windows")
         return _Found("absent", f"triton does not import: {error}")
     # Triton's own library functions took their mode when triton was first imported.
@@ -150,6 +155,11 @@ def backends(operator: str) -> list[str]:
     return sorted(usable, key=lambda name: _PLACE[_found(name).mode][0])
 
 
+def device_type(backend: str) -> str:
+    """Whose tensors a backend takes that runs here: those on "cpu", on "cuda", or on "any"."""
+    return _PLACE[_found(backend).mode][1]
+
+
 def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
     """The implementation of `operator` to call for tensors on a device of the type `where`.
 
@@ -170,7 +180,7 @@ _LOADED: dict[str, dict[str, Callable[..., Any]]] = {}
 def _load(operator: str, backend: str, where: str) -> str:
     """The name of the backend chosen, once its implementation is in _LOADED."""
     usable = backends(operator)
-    fitting = [name for name in usable if _PLACE[_found(name).mode][1] in (where, "any")]
+    fitting = [name for name in usable if device_type(name) in (where, "any")]
     name = fitting[0] if backend == "auto" else backend
     if name not in fitting:
         if name not in _implementations(operator):

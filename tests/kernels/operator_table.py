@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from ssmcourse.scan import backends
 from ssmcourse.tolerance import mismatch
-from torch import Tensor
 
 Inputs = dict[str, Tensor]
 Function = Callable[..., Tensor | tuple[Tensor, ...]]

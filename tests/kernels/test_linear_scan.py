@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 from operator_table import BACKENDS, DTYPES, LENGTHS, Case, among_nans, assert_agrees, need, random
+from torch import Tensor
+
 from ssmcourse.scan import linear_scan
 from ssmcourse.tolerance import mismatch
-from torch import Tensor
 
 
 def by_matrix(a: Tensor, b: Tensor, initial_state: Tensor | None = None, *, reverse: bool = False) -> Tensor:

@@ -1,0 +1,133 @@
+"""What runs here, asked in fresh processes: the answer depends on what was imported and set before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ssmcourse.kernels import runtime
+
+SWITCHES = ("TRITON_INTERPRET", "NUMBA_ENABLE_CUDASIM")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+with_triton = pytest.mark.skipif(runtime.triton_mode() == "absent", reason="triton does not run here")
+
+
+def python(program: str, **switches: str) -> str:
+    """The output of a fresh process; the switches are as given, else not set."""
+    env = {k: v for k, v in os.environ.items() if k not in SWITCHES} | switches
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", program],
+        env=env, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_it_imports_neither_library():
+    program = """
+import os, sys
+import ssmcourse.scan, ssmcourse.kernels.runtime
+print(sorted({"triton", "numba", "numba.cuda"} & set(sys.modules)))
+print(os.environ.get("TRITON_INTERPRET"), os.environ.get("NUMBA_ENABLE_CUDASIM"))
+"""
+    unset = "1 1" if not torch.cuda.is_available() else "None None"
+    assert python(program) == f"[]\n{unset}"
+
+
+@no_gpu
+@with_triton
+def test_without_a_gpu():
+    program = """
+from ssmcourse.kernels import runtime
+print(runtime.device(), runtime.has_cuda(), runtime.triton_mode(), runtime.cuda_mode())
+from ssmcourse.scan import backends
+print(backends("linear_scan"))
+"""
+    expected = "cpu False interpreted simulated\n['cpu', 'reference', 'triton', 'numba_cuda']"
+    assert python("import numba\n" + program) == expected  # numba has read its settings already
+
+
+@no_gpu
+def test_a_missing_backend_says_why_and_what_there_is():
+    program = """
+import torch, {before}
+from ssmcourse.scan import backends, linear_scan
+print(backends("linear_scan"))
+for backend in ("triton", "numba_cuda"):
+    try:
+        linear_scan(torch.ones(1, 2), torch.ones(1, 2), backend=backend)
+    except ValueError as error:
+        print(error)
+"""
+    off = python(program.format(before="sys"), TRITON_INTERPRET="0", NUMBA_ENABLE_CUDASIM="0").splitlines()
+    assert off[0] == "['cpu', 'reference']"
+    assert "backend: got 'triton', which does not run here" in off[1]
+    assert "linear_scan has here: auto, cpu, reference" in off[1]
+    assert "NUMBA_ENABLE_CUDASIM is switched off" in off[2]
+    if runtime.triton_mode() != "absent":
+        early = python(
+            program.format(before="triton.language, numba.cuda"), NUMBA_ENABLE_CUDASIM="0"
+        ).splitlines()
+        assert "triton was imported before ssmcourse: restart Python" in early[1]
+
+
+def test_without_triton_and_numba_cuda():
+    """macOS and Windows in short: the two are not there, and everything else works."""
+    program = """
+import sys
+sys.modules["triton"] = None
+sys.modules["numba.cuda"] = None
+import torch
+from ssmcourse.kernels import runtime
+from ssmcourse.scan import backends, linear_scan
+print(runtime.triton_mode(), runtime.cuda_mode(), backends("linear_scan"))
+print(linear_scan(torch.full((1, 3), 0.5), torch.ones(1, 3)).tolist())
+try:
+    linear_scan(torch.ones(1, 2), torch.ones(1, 2), backend="triton")
+except ValueError as error:
+    print(error)
+"""
+    first, second, third = python(program).splitlines()
+    assert first == "absent absent ['cpu', 'reference']"
+    assert second == "[[1.0, 1.5, 1.75]]"
+    assert "triton is not installed; it has no wheels for macOS and Windows" in third
+
+
+def test_without_numba_the_reference_is_left():
+    program = """
+import sys
+sys.modules["numba"] = None
+import torch
+from ssmcourse.scan import backends, linear_scan
+print([b for b in backends("linear_scan") if b != "triton"])
+print(linear_scan(torch.full((1, 3), 0.5), torch.ones(1, 3)).tolist())
+"""
+    assert python(program) == "['reference']\n[[1.0, 1.5, 1.75]]"
+
+
+def test_a_backend_for_another_device_is_refused():
+    # no machine here has such a device; the reference runs on any
+    assert runtime.choose("linear_scan", "auto", "meta") is runtime.choose("linear_scan", "reference", "cpu")
+    with pytest.raises(ValueError, match="backend: got 'cpu', which does not take tensors on 'meta'"):
+        runtime.choose("linear_scan", "cpu", "meta")
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="backend: got 'gpu', which is not one of its names"):
+        runtime.choose("linear_scan", "gpu", "cpu")
+    with pytest.raises(ValueError, match=r"operator: got 'linear', expected one of .*linear_scan"):
+        runtime.backends("linear")
+
+
+def test_the_order_is_best_first(monkeypatch):
+    """On a machine with a GPU: what is compiled for it, then the CPU, then the definition."""
+    monkeypatch.setitem(runtime._LIBRARY, "triton", lambda: runtime._Found("compiled"))
+    monkeypatch.setitem(runtime._LIBRARY, "numba_cuda", lambda: runtime._Found("real"))
+    assert runtime.backends("linear_scan") == ["triton", "numba_cuda", "cpu", "reference"]
+    with pytest.raises(ValueError, match="'triton', which does not take tensors on 'cpu'"):
+        runtime.choose("linear_scan", "triton", "cpu")
+    assert runtime._load("linear_scan", "auto", "cpu") == "cpu"

@@ -75,7 +75,10 @@ def test_three_mutants_pass_shape_and_example(reports, exercise):
     assert len(chosen) >= 3
     for name in chosen:
         layers = reports[exercise.id, name].layers
-        assert [(x.name, x.status) for x in layers[:2]] == [(SHAPE_LAYER, "passed"), (EXAMPLE_LAYER, "passed")]
+        assert [(x.name, x.status) for x in layers[:2]] == [
+            (SHAPE_LAYER, "passed"),
+            (EXAMPLE_LAYER, "passed"),
+        ]
 
 
 @pytest.mark.parametrize(("exercise", "name"), RIGHT, ids=label)
@@ -121,5 +124,13 @@ def test_checks_are_independent_of_solutions_and_of_the_notebook():
         tree = ast.parse(inspect.getsource(inspect.getmodule(exercise.check)))
         names = [n.name for x in ast.walk(tree) if isinstance(x, ast.Import) for n in x.names]
         names += [x.module for x in ast.walk(tree) if isinstance(x, ast.ImportFrom)]
-        assert {n.split(".")[0] for n in names} <= {"__future__", "collections", "functools", "math", "numpy", "torch", "ssmcourse"}
+        assert {n.split(".")[0] for n in names} <= {
+            "__future__",
+            "collections",
+            "functools",
+            "math",
+            "numpy",
+            "torch",
+            "ssmcourse",
+        }
         assert all(n.startswith("ssmcourse.grading") for n in names if n.startswith("ssmcourse"))

@@ -117,7 +117,7 @@ def judge_elsewhere(exercise: Exercise, function: Callable[..., Any]) -> Report:
     Cost: starting Python and importing torch, one to three seconds.
     """
     try:
-        child = Child({"id": exercise.id}, function)
+        child = Child({"id": exercise.id, "time_limit": exercise.time_limit}, function)
     except Exception as error:
         text = f"Your function cannot be sent to a process of its own: {error}"
         return Report(exercise.id, exercise.title, FAILED, message=text)

@@ -94,6 +94,7 @@ class Alarm:
             return
         self.ticks += 1
         if self.ticks > 1:
+            sys.setrecursionlimit(sys.getrecursionlimit() + 50)  # room for our own calls; `run` puts it back
             self.trace(frame)
             sys.setprofile(self._call)
         raise TimeLimit(self)

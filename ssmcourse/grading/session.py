@@ -44,9 +44,6 @@ def _make_check() -> Callable[..., Report]:
     return check
 
 
-check = _make_check()
-
-
 def _check(target: Any, function: Any, replaced: list[str]) -> Report:
     if isinstance(function, str):
         target, function = function, target
@@ -278,3 +275,6 @@ def progress() -> Overview:
     except store.StoreError as error:
         data, line = store.empty(), str(error)
     return overview(data, line)
+
+
+check = _make_check()  # last, so that its snapshot holds all of this module

@@ -62,8 +62,8 @@ def describe(value: Any) -> str:
             return _written(value.detach().cpu().tolist())
         return f"{short_dtype(value.dtype)} of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
-        inner = ", ".join(describe(v) for v in value[:SHOWN])
-        return f"({inner}{', ...' if len(value) > SHOWN else ''})"
+        inner = ", ".join(describe(v) for v in value[:SHOWN]) + (", ..." if len(value) > SHOWN else "")
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     if isinstance(value, (float, complex)) and not isinstance(value, bool):
         return number(value)
     if callable(value):

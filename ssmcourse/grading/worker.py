@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     if "file" in job:
         load.judge_file(job, snapshot, tell)
         return
-    exercise = registry.find(job["id"])
+    exercise = replace(registry.find(job["id"]), time_limit=job["time_limit"])
     try:
         function = pickle.loads(pickled)
     except Exception as error:

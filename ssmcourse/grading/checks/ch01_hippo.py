@@ -6,7 +6,6 @@ changed: where the samples sit, how the argument is shifted, how a polynomial is
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -94,10 +93,11 @@ def _basis_mistakes(mistake: Callable[..., None]) -> None:
     for part, wrongs in groups:
         for words, wrong in wrongs.items():
             mistake(words, **{part: wrong})
-    for (part, wrongs), (other_part, other_wrongs) in itertools.combinations(groups, 2):
-        for words, wrong in wrongs.items():
-            for other_words, other in other_wrongs.items():
-                mistake(f"{words}. And {other_words}", **{part: wrong, other_part: other})
+    for i, (part, wrongs) in enumerate(groups):
+        for other_part, other_wrongs in groups[i + 1 :]:
+            for words, wrong in wrongs.items():
+                for other_words, other in other_wrongs.items():
+                    mistake(f"{words}. And {other_words}", **{part: wrong, other_part: other})
 
 
 @exercise(
@@ -189,7 +189,7 @@ def check_project_window(trial: Trial) -> None:
         f = trial.randn(80)
         few, many = (trial.compare((f, n), _project(f, n), terms=80, any_float=True) for n in (4, 9))
         trial.same(many[:4], few, terms=80)
-    with trial.layer("64 numbers"):
+    with trial.layer("64 numbers, as in the lesson"):
         f = trial.randn(500)
         trial.compare((f, 64), _project(f, 64), terms=500, any_float=True)
     with trial.layer("linear in f"):
@@ -254,7 +254,8 @@ def check_reconstruct_window(trial: Trial) -> None:
         lambda c, s: _draw(c, s / s.max()),
     )
     trial.mistake(
-        "the last coefficient is left out: the sum has all len(c) of them", lambda c, s: _draw(c[:-1], s)
+        "the last coefficient is left out: the sum has all len(c) of them",
+        lambda c, s: _draw(torch.cat([c[:-1], c.new_zeros(1)]), s),
     )
     _basis_mistakes(mistake)
 
@@ -265,7 +266,7 @@ def check_reconstruct_window(trial: Trial) -> None:
             c, points = trial.randn(n), trial.rand(p)
             trial.compare((c, points), _draw(c, points), terms=n, any_float=True)
     with trial.layer("one number, n = 1: a flat line"):
-        trial.compare((trial.randn(1) * 0 + 1.5, trial.rand(4)), torch.full((4,), 1.5), any_float=True)
+        trial.compare((torch.tensor([1.5]), trial.rand(4)), torch.full((4,), 1.5), any_float=True)
     with trial.layer("one point"):
         c, points = trial.randn(5), trial.rand(1)
         trial.compare((c, points), _draw(c, points), terms=5, any_float=True)

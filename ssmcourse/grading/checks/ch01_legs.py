@@ -111,7 +111,9 @@ WRONG_B: dict[str, Callable[[int], float]] = {
 )
 def check_legs_matrix(trial: Trial) -> None:
     torch.set_default_dtype(torch.float64)  # as the notebook does; the judge puts back what was there
-    wrong_A = {words: lambda n, e=entry: square(n, e) for words, entry in WRONG_A.items()}
+    wrong_A: dict[str, Callable[..., Tensor]] = {
+        words: lambda n, e=entry: square(n, e) for words, entry in WRONG_A.items()
+    }
     wrong_B = {words: lambda n, e=entry: vector(n, e) for words, entry in WRONG_B.items()}
     wrong_A[
         "the diagonal of A is the same everywhere: n in -(n+1) is the number of the row, not the argument n"
@@ -140,7 +142,7 @@ def check_legs_matrix(trial: Trial) -> None:
         trial.same(A @ c + B, 2 * c)
 
 
-def _substituted(c: Tensor, f: float, k: int, A: Tensor, B: Tensor) -> Tensor:
+def _substituted(c: Tensor, f: float | Tensor, k: int, A: Tensor, B: Tensor) -> Tensor:
     """The bilinear step by forward substitution: row i of A knows only the numbers up to i."""
     old, new, a, b = c.tolist(), [], A.tolist(), B.tolist()
     for i in range(len(old)):
@@ -182,7 +184,8 @@ def _legs_step_mistakes(trial: Trial) -> None:
         trial.mistake(words, lambda c, f, k, A, B: _step(c, f, A, B, **numbers(k)))
 
     mistake(
-        "this is forward Euler (for n = 1 the running mean): A acts on the old numbers only; take half of A before and half after",
+        "this is forward Euler (for n = 1 the running mean): A acts on the old numbers only; take "
+        "half of A before and half after",
         lambda k: {"before": 1 / k, "after": 0, "push": 1 / k},
     )
     mistake(
@@ -277,10 +280,6 @@ def _legs_step_mistakes(trial: Trial) -> None:
     trial.mistake(
         "only the diagonal of A is used: the numbers also act on each other",
         lambda c, f, k, A, B: _substituted(c, f, k, torch.diag(torch.diag(A)), B),
-    )
-    trial.mistake(
-        "this is the running mean of every number by itself: A is not used",
-        lambda c, f, k, A, B: c + (B * float(f) - c) / k,
     )
     trial.mistake(
         "you divide by the diagonal of I - A/(2k) alone; the whole matrix acts on the new numbers, so solve the "

@@ -41,7 +41,7 @@ WRONG_A: dict[str, Entry] = {
         lambda n, k: (-1) ** (n - k) if n >= k else 1
     ),
     "the minus of A is missing: it stands before the whole of A": lambda n, k: -_entry(n, k),
-    "the signs of A are missing, or turned: above the diagonal they alternate, (-1)**(n-k), with -1 next to it; "
+    "the signs of A are missing, turned, or those of the row: above the diagonal they alternate, (-1)**(n-k), with -1 next to it; "
     "with the minus in front A[0, 1] is positive": _signs(lambda n, k: 1),
     "the signs of A alternate below the diagonal too: there they are all 1": _signs(
         lambda n, k: (-1) ** (n - k)
@@ -54,9 +54,6 @@ WRONG_A: dict[str, Entry] = {
     ),
     "above the diagonal the signs go by column, (-1)**k: it is the distance n - k that counts": _signs(
         lambda n, k: 1 if n >= k else (-1) ** k
-    ),
-    "above the diagonal the signs go by row, (-1)**n: it is the distance n - k that counts": _signs(
-        lambda n, k: 1 if n >= k else (-1) ** n
     ),
     "brackets are lost under the root: it is (2n+1)(2k+1), and you have 2n + 2k + 1": lambda n, k: (
         _entry(n, k) / _root(n, k) * math.sqrt(2 * n + 2 * k + 1)
@@ -78,7 +75,7 @@ WRONG_A: dict[str, Entry] = {
 }
 WRONG_B: dict[str, Callable[[int], float]] = {
     "B has the root of 2n+1; you took 2n+1 itself": lambda n: 2 * n + 1,
-    "B is sqrt(2n+1) / theta, without ones": lambda n: 1,
+    "B is sqrt(2n+1) / theta, not 1 / theta": lambda n: 1,
     "B has no signs: they are in A only": lambda n: (-1) ** n * _root(n),
     "B has no minus: it stands in A only": lambda n: -_root(n),
     "the indices of B run from 1: B[0] is sqrt(1) / theta": lambda n: _root(n + 1),
@@ -92,14 +89,6 @@ WRONG_SCALES: dict[str, tuple[Scale, Scale]] = {
     "you divide by n: divide by theta, the length of the window": (lambda n, t: 1 / n, lambda n, t: 1 / n),
     "you divide by theta twice": (lambda n, t: 1 / t**2, lambda n, t: 1 / t**2),
     "you divide by the root of theta": (lambda n, t: t**-0.5, lambda n, t: t**-0.5),
-    "theta counts double: this is the matrix of a window of theta / 2": (
-        lambda n, t: 2 / t,
-        lambda n, t: 2 / t,
-    ),
-    "theta counts half: this is the matrix of a window of 2 theta": (
-        lambda n, t: 0.5 / t,
-        lambda n, t: 0.5 / t,
-    ),
 }
 
 

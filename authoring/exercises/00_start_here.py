@@ -100,7 +100,7 @@ MatrixView(memory_matrix(0.9, 24), title="your M, a = 0.9") if report.passed els
 #
 # | | shape | |
 # |---|---|---|
-# | `a` | `(l,)` | one gate a step, a floating-point tensor; any of them may be 0 |
+# | `a` | `(l,)` | one gate a step, a floating-point tensor; any of them may be 0, or negative |
 # | returns | `(l, l)` | in the dtype of `a` |
 #
 # Worked example: `gated_matrix([0.3, 0.5, 0.2, 2.0])` is

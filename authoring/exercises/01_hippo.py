@@ -16,7 +16,8 @@ torch.set_default_dtype(torch.float64)
 
 # %% [markdown]
 # The basis of all five is $g_n(s) = \sqrt{2n+1}\,P_n(2s - 1)$ on $s \in [0, 1]$, with $s = 0$ the oldest moment
-# and $s = 1$ now. You may use this function, or write your own:
+# and $s = 1$ now. You may use this function, or write your own. It takes points in $[0, 1]$ and does the shift to
+# $2s - 1$ itself:
 
 
 # %%
@@ -100,7 +101,9 @@ if report.passed and project_report.passed:
 #
 # The matrices of $c' = \frac1t(Ac + Bf)$, HiPPO-LegS:
 #
-# $$A_{nk} = -\begin{cases}\sqrt{(2n+1)(2k+1)} & n > k\\ n+1 & n = k\\ 0 & n < k\end{cases}\qquad B_n = \sqrt{2n+1}.$$
+# $$A_{ik} = -\begin{cases}\sqrt{(2i+1)(2k+1)} & i > k\\ i+1 & i = k\\ 0 & i < k\end{cases}\qquad B_i = \sqrt{2i+1},$$
+#
+# with rows $i$ and columns $k$ counted from 0.
 #
 # | | shape | |
 # |---|---|---|
@@ -187,7 +190,7 @@ if report.passed and matrix_report.passed:
 #
 # The sliding window of length $\theta$: $c' = Ac + Bf$ with
 #
-# $$A_{nk} = -\frac{\sqrt{(2n+1)(2k+1)}}{\theta}\begin{cases}1 & n \ge k\\ (-1)^{n-k} & n < k\end{cases}\qquad B_n = \frac{\sqrt{2n+1}}{\theta}.$$
+# $$A_{ik} = -\frac{\sqrt{(2i+1)(2k+1)}}{\theta}\begin{cases}1 & i \ge k\\ (-1)^{i-k} & i < k\end{cases}\qquad B_i = \frac{\sqrt{2i+1}}{\theta}.$$
 #
 # | | shape | |
 # |---|---|---|

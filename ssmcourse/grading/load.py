@@ -51,9 +51,7 @@ def cells(path: Path) -> list[Cell]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise WrongCall(f"{path} cannot be read: {reason}.") from None
     if path.suffix == ".py":
-        parts = re.split(r"^(?=# %%)", text, flags=re.M)
-        code = [p for p in parts if p.strip() and not p.startswith("# %% [markdown]")]
-        return [Cell(path.name if len(code) == 1 else f"cell {i}", p) for i, p in enumerate(code, 1)]
+        return _percent_cells(path.name, text)
     try:
         found = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
         return [Cell(f"cell {i}", "".join(c["source"])) for i, c in enumerate(found, 1)]
@@ -61,6 +59,16 @@ def cells(path: Path) -> list[Cell]:
         raise WrongCall(
             f"{path} is not a notebook: expected the .ipynb format, version 4, or a .py file."
         ) from None
+
+
+def _percent_cells(name: str, text: str) -> list[Cell]:
+    """The `# %%` cells, each with empty lines before it so that its line numbers are the file's."""
+    found, line = [], 0
+    for part in re.split(r"^(?=# %%)", text, flags=re.M):
+        if part.strip() and not part.startswith("# %% [markdown]"):
+            found.append("\n" * line + part)
+        line += part.count("\n")
+    return [Cell(name if len(found) == 1 else f"cell {i}", source) for i, source in enumerate(found, 1)]
 
 
 def plain(source: str) -> str:

@@ -1,3 +1,4 @@
+# ruff: noqa: E722, SIM105, B012
 """The time limit: what it stops, and that it leaves nothing behind."""
 
 import contextlib
@@ -24,7 +25,7 @@ def loop_inside_bare_except():
         try:
             while True:
                 pass
-        except:  # noqa: E722
+        except:
             pass
 
 
@@ -34,9 +35,9 @@ def two_layers():
             try:
                 while True:
                     pass
-            except:  # noqa: E722
+            except:
                 pass
-        except:  # noqa: E722
+        except:
             pass
 
 
@@ -48,22 +49,22 @@ def four_layers_and_finally():
                     try:
                         while True:
                             pass
-                    except:  # noqa: E722
+                    except:
                         x = 1
-                except:  # noqa: E722
+                except:
                     continue
                 finally:
                     x = 2
             except BaseException as error:
                 x = error
-        except:  # noqa: E722
+        except:
             del x
 
 
 def calls_itself_in_except():
     try:
         return bare_loop()
-    except:  # noqa: E722
+    except:
         return calls_itself_in_except()
 
 
@@ -72,7 +73,7 @@ def calls_itself_in_finally():
         while True:
             pass
     finally:
-        return calls_itself_in_finally()  # noqa: B012
+        return calls_itself_in_finally()
 
 
 def suppresses_everything():
@@ -98,14 +99,14 @@ def generator_that_swallows():
         while True:
             try:
                 yield 1
-            except:  # noqa: E722
+            except:
                 pass
 
     while True:
         try:
             for _ in numbers():
                 pass
-        except:  # noqa: E722
+        except:
             pass
 
 
@@ -114,7 +115,7 @@ def seven_frames_deep():
         while True:
             try:
                 inner(depth - 1) if depth else bare_loop()
-            except:  # noqa: E722
+            except:
                 pass
 
     inner(6)
@@ -127,7 +128,7 @@ def callback_of_c_code():
 def doubling_recursion(n=0):
     try:
         return doubling_recursion(n + 1)
-    except:  # noqa: E722
+    except:
         return doubling_recursion(n + 1)
 
 

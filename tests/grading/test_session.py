@@ -181,7 +181,7 @@ def test_progress_shows_what_is_done_and_what_is_next(right):
     check(right)
     check("memory_matrix", lambda a, l: None)
     seen = progress()
-    assert dict((e.id, s) for e, s in seen.rows) == dict.fromkeys([e.id for e in registry.exercises()], "open") | {
+    assert {e.id: s for e, s in seen.rows} == dict.fromkeys([e.id for e in registry.exercises()], "open") | {
         ID: "done", "start.memory_matrix": "tried",
     }  # fmt: skip
     assert seen.next.id == "start.memory_matrix"

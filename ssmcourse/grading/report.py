@@ -133,7 +133,11 @@ def _html(report: Report) -> str:
         else:
             bold = "font-weight:600;" if status == "likely" else ""
             rows.append(f'<div style="margin-left:1.4em;white-space:pre-wrap;{bold}">{line}</div>')
-    return f'<div role="status" style="{_FRAME.format(edge=edge)}">{"".join(rows)}</div>'
+    passed = str(report.passed).lower()
+    return (
+        f'<div role="status" class="ssm-report" data-passed="{passed}" style="{_FRAME.format(edge=edge)}">'
+        f"{''.join(rows)}</div>"
+    )
 
 
 @dataclass

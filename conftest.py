@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("SSMCOURSE_PROGRESS", str(Path(tempfile.mkdtemp(prefix="ssmcourse-")) / "progress.json"))
+os.environ.setdefault(
+    "SSMCOURSE_PROGRESS", str(Path(tempfile.mkdtemp(prefix="ssmcourse-")) / "progress.json")
+)
 
 PICTURES = (
     "image/png",

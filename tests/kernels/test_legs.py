@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ssmcourse.kernels.legs.cpu import legs_scan, legs_scan_backward
 
 from ssmcourse.hippo import hippo_matrix
+from ssmcourse.kernels.legs.cpu import legs_scan, legs_scan_backward
 from ssmcourse.tolerance import mismatch
 
 ALPHAS = (0.0, 0.5, 1.0)

@@ -4,6 +4,9 @@ Numba brings two thread layers. Its OpenMP layer kills a forked child that uses 
 has; its own workqueue aborts the process when two Python threads call it at once. A DataLoader
 forks, and a server calls from many threads. So our kernels are plain loops that release the GIL
 (`@native`), and a small pool of Python threads (`run`) calls them side by side.
+
+That makes our kernels safe in a forked child. torch's own operators are so only where torch keeps to one
+thread, as it does in the workers of a DataLoader.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def linear_scan(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
-    Gradients of a, b and the initial state; that of a shared gate is summed over those who share it.
+    Gradients of a, b and the initial state to any order; that of a shared gate is summed over those who
+    share it. `torch.compile` and `torch.func.vmap` work; torch.func.grad needs backend="reference".
 
     Cost: O(b l d) work, l steps deep on one channel. Memory: the result, and a copy of `a` only if it is
     shared among trailing dimensions.

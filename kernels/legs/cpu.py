@@ -27,8 +27,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from ssmcourse.kernels import threads
 from torch import Tensor
+
+from ssmcourse.kernels import threads
 
 
 @threads.native

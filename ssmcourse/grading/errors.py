@@ -76,4 +76,5 @@ def place(name: str, filename: str, lineno: int) -> str:
     """A line of source code and where it stands."""
     source = linecache.getline(filename, lineno).strip()
     start = f"line {lineno}" if name == "<module>" else f"in {name}, line {lineno}"
+    source = source if len(source) <= 100 else source[:97] + "..."
     return f"{start}: {source}" if source else start

@@ -63,7 +63,8 @@ class Report:
         for layer in self.layers:
             late = f" ({NOT_REACHED})" if layer.status == NOT_REACHED else ""
             out.append((layer.status, layer.name + late))
-            out += [("", text) for text in layer.message.splitlines()]
+            for text in layer.message.splitlines():
+                out.append(("values" if text.startswith(("expected ", "got ")) else "", text))
             if layer.diagnosis:
                 out.append(("likely", f"Likely mistake: {layer.diagnosis}."))
         out += [("", note) for note in self.notes]
@@ -108,8 +109,9 @@ _COLOURS = {
 }
 
 
+_MONO = "font-family:var(--jp-code-font-family, monospace);font-size:0.95em;"
 _FRAME = (
-    "border-left:4px solid {edge};padding:6px 12px;line-height:1.5;max-width:52em;"
+    "border-left:4px solid {edge};padding:6px 12px;line-height:1.5;max-width:52em;overflow-wrap:anywhere;"
     "color:var(--jp-ui-font-color1, currentColor)"
 )
 
@@ -122,7 +124,8 @@ def _html(report: Report) -> str:
     for i, (status, line) in enumerate(report.lines()):
         line = html.escape(line)
         if status in MARKS:
-            mark = f'<span style="color:{_COLOURS[status]};font-weight:700">{MARKS[status]}</span> '
+            box = f"color:{_COLOURS[status]};font-weight:700;display:inline-block;width:1.2em"
+            mark = f'<span style="{box}">{MARKS[status]}</span>'
             pale = f"color:{_COLOURS[NOT_REACHED]};" if status == NOT_REACHED else ""
             bold = "font-weight:600;margin-bottom:4px;" if i == 0 else ""
             rows.append(f'<div style="{pale}{bold}">{mark}{line}</div>')
@@ -131,8 +134,8 @@ def _html(report: Report) -> str:
         elif status == "next":
             rows.append(f'<div style="margin-top:6px;color:{text}">{line}</div>')
         else:
-            bold = "font-weight:600;" if status == "likely" else ""
-            rows.append(f'<div style="margin-left:1.4em;white-space:pre-wrap;{bold}">{line}</div>')
+            extra = {"likely": "font-weight:600;", "values": _MONO}.get(status, "")
+            rows.append(f'<div style="margin-left:1.4em;white-space:pre-wrap;{extra}">{line}</div>')
     passed = str(report.passed).lower()
     return (
         f'<div role="status" class="ssm-report" data-passed="{passed}" style="{_FRAME.format(edge=edge)}">'
@@ -160,7 +163,7 @@ class Note:
         return Text(str(self))
 
     def _repr_html_(self) -> str:
-        mono = "font-family:var(--jp-code-font-family, monospace);" if self.code or "\n" in self.text else ""
+        mono = _MONO if self.code or "\n" in self.text else ""
         parts = [
             f'<div style="font-weight:600">{html.escape(self.title)}</div>' if self.title else "",
             f'<div style="white-space:pre-wrap;{mono}">{html.escape(self.text)}</div>',

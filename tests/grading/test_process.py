@@ -17,13 +17,6 @@ EXERCISE = registry.find("start.run_memory")
 SHORT = dataclasses.replace(EXERCISE, time_limit=0.5)
 
 
-def test_a_right_and_a_wrong_answer(right):
-    assert judge_elsewhere(EXERCISE, right).status == PASSED
-    report = judge_elsewhere(EXERCISE, lambda a, x: x.cumsum(0))
-    assert report.status == FAILED
-    assert "never multiply h by a" in str(report)
-
-
 def test_the_verdict_is_the_same_as_here(right):
     wrong = lambda a, x: right(a, x) + (len(x) == 17)  # noqa: E731
     assert str(judge_elsewhere(EXERCISE, wrong)) == str(verdict(EXERCISE, wrong))
@@ -93,5 +86,5 @@ def test_no_process_is_left_behind(right):
     import psutil
 
     before = {p.pid for p in psutil.Process().children(recursive=True)}
-    judge_elsewhere(EXERCISE, right)
+    assert judge_elsewhere(EXERCISE, right).status == PASSED
     assert {p.pid for p in psutil.Process().children(recursive=True)} <= before

@@ -23,6 +23,10 @@ class Failure(Exception):  # noqa: N818 - the learner's, not ours
         self.message, self.diagnosis = message, diagnosis
 
 
+class WrongShape(Failure):
+    """A tensor of another shape. A known mistake may explain it, which no other wrong kind has."""
+
+
 def kind(
     got: Any,
     expected: Any,
@@ -66,13 +70,13 @@ def _kind_of_tensor(got: Any, expected: Tensor, label: str, any_float: bool) -> 
         )
     if tuple(got.shape) != shape:
         hint = "it is transposed" if tuple(got.shape) == shape[::-1] else ""
-        raise Failure(f"{label} has shape {tuple(got.shape)}; expected {shape}.", hint)
+        raise WrongShape(f"{label} has shape {tuple(got.shape)}; expected {shape}.", hint)
     floats = any_float and got.is_floating_point() and expected.is_floating_point()
     if got.dtype != expected.dtype and not floats:
         wanted = (
             "a floating dtype"
             if any_float and expected.is_floating_point()
-            else f"{dtype}, as the inputs have"
+            else dtype
         )
         raise Failure(
             f"{label} has dtype {values.short_dtype(got.dtype)}; expected {wanted}.",
@@ -123,13 +127,16 @@ def same(
         any_float: as in `kind`.
     """
     what = what or "The answer"
-    kind(got, expected, names, any_float=any_float)
+    try:
+        kind(got, expected, names, any_float=any_float)
+    except WrongShape as failure:
+        raise Failure(failure.message, known(got, mistakes or {}, terms) or failure.diagnosis) from None
     part = _first_difference(got, expected, terms, names)
     if part is None:
         return
     label, g, e, difference = part
     where = f"{what}: {label}" if label else what
-    words = _known(got, mistakes or {}, terms) or _pattern(g, e, terms) or default
+    words = known(got, mistakes or {}, terms) or _pattern(g, e, terms) or default
     raise Failure(f"{where} differs from the expected one.\n{_sides(g, e, difference)}", words)
 
 
@@ -157,13 +164,16 @@ def _sides(got: Any, expected: Any, difference: tolerance.Mismatch | None) -> st
     return "\n".join([*lines, f"{difference}"])
 
 
-def _known(got: Any, mistakes: dict[str, Any], terms: int) -> str:
-    """The words of the first mistake that gives this very answer."""
+def known(got: Any, mistakes: dict[str, Any], terms: int = 1) -> str:
+    """The words of the first mistake that gives this very answer, or nothing.
+
+    A mistake that cannot be computed for these inputs is not this one.
+    """
     for words, wrong in mistakes.items():
-        value = wrong() if callable(wrong) else wrong
         try:
+            value = wrong() if callable(wrong) else wrong
             kind(got, value, any_float=True)
-        except Failure:
+        except Exception:
             continue
         if _first_difference(got, value, terms, ()) is None:
             return words

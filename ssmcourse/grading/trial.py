@@ -80,7 +80,11 @@ class Trial:
         with self.layer(SHAPE_LAYER):
             self._fits(args)
             got = self.call(*args)
-            compare.kind(got, expect, self.exercise.results, any_float=any_float)
+            try:
+                compare.kind(got, expect, self.exercise.results, any_float=any_float)
+            except compare.WrongShape as failure:
+                words = compare.known(got, self._mistakes_for(args)) or failure.diagnosis
+                raise Failure(failure.message, words) from None
         with self.layer(EXAMPLE_LAYER):
             self._compare(args, got, expect, terms, {}, any_float)
 
@@ -283,13 +287,15 @@ class Trial:
         any_float: bool,
     ) -> None:
         self._reached()
-        mistakes = dict(mistakes)
-        for words, wrong in self._mistakes.items():
-            mistakes.setdefault(words, lambda wrong=wrong: wrong(*values.copy_of(args)))
+        every = mistakes | {w: f for w, f in self._mistakes_for(args).items() if w not in mistakes}
         compare.same(
-            got, expected, terms=terms, mistakes=mistakes, what=f"With {self._inputs(args)}: the answer",
+            got, expected, terms=terms, mistakes=every, what=f"With {self._inputs(args)}: the answer",
             names=self.exercise.results, any_float=any_float,
         )  # fmt: skip
+
+    def _mistakes_for(self, args: tuple[Any, ...]) -> dict[str, Callable[[], Any]]:
+        """The known mistakes, ready to be computed for these inputs."""
+        return {w: lambda wrong=wrong: wrong(*values.copy_of(args)) for w, wrong in self._mistakes.items()}
 
     def _fits(self, args: tuple[Any, ...]) -> None:
         self._reached()

@@ -87,7 +87,7 @@ def number(value: Any) -> str:
     """A number with at most five significant digits."""
     if isinstance(value, complex):
         return f"{value.real:.5g}{value.imag:+.5g}j"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{value + 0.0:.5g}" if isinstance(value, float) else str(value)  # + 0.0 turns -0 into 0
 
 
 def shares_memory(a: Any, b: Any) -> bool:

@@ -71,6 +71,13 @@ def check_run_memory(trial: Trial) -> None:
 
 def _run_memory_mistakes(trial: Trial) -> None:
     trial.mistake(
+        "the starting 0 is in the list too: append h after the update only",
+        lambda a, x: torch.cat([x.new_zeros(1), _memory(a, x)]),
+    )
+    trial.mistake(
+        "only the last state comes back: collect h after every step", lambda a, x: _memory(a, x)[-1]
+    )
+    trial.mistake(
         "every output is one step late: h_t already holds x_t, so keep h after the update, not before",
         lambda a, x: _memory(a, x, late=1),
     )

@@ -2,6 +2,7 @@
 
 import base64
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,20 @@ def test_figures_are_rounded_to_five_digits():
     np.testing.assert_allclose(stored, values, rtol=2e-5)
     assert trace["z"] == [0.33333, 2]
     assert "uid" not in trace
+
+
+@pytest.mark.slow
+def test_two_builds_of_the_course_are_equal_and_every_notebook_runs_within_its_budget(tmp_path):
+    seconds = []
+    for source, target, stub in build.products():
+        if stub:
+            continue
+        copies = [tmp_path / str(k) / target.parent.name / target.name for k in range(2)]
+        for copy in copies:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            start = time.perf_counter()
+            build.build(source, copy, stub)
+            seconds.append(time.perf_counter() - start)
+        assert copies[0].read_bytes() == copies[1].read_bytes(), f"{target.name} differs from build to build"
+    assert max(seconds) < 60
+    assert sum(seconds) / len(seconds) < 25

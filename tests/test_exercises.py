@@ -16,6 +16,7 @@ import pytest
 
 from ssmcourse.grading import registry
 from ssmcourse.grading.forbidden import resolve
+from ssmcourse.grading.grade import grade_file
 from ssmcourse.grading.judge import judge
 from ssmcourse.grading.trial import EXAMPLE_LAYER, SHAPE_LAYER
 
@@ -134,3 +135,15 @@ def test_checks_are_independent_of_solutions_and_of_the_notebook():
             "ssmcourse",
         }
         assert all(n.startswith("ssmcourse.grading") for n in names if n.startswith("ssmcourse"))
+
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "exercises").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_worked_solution_passes_and_every_stub_is_not_attempted(notebook):
+    wanted = [e.id for e in EXERCISES if e.chapter == notebook.stem[:2]]
+    for folder, status in (("solutions", "passed"), ("exercises", "not attempted")):
+        graded = grade_file(ROOT / folder / notebook.name)
+        assert {r.id: r.status for r in graded.reports} == dict.fromkeys(wanted, status), graded.reports

@@ -34,19 +34,26 @@ def machine() -> str:
 
 
 def median_ms(*rivals: Callable[[], Any], rounds: int = 7) -> list[float]:
-    """The median milliseconds of each rival, called in turn, so that all see the same machine.
+    """The median milliseconds a call of each rival, in turn, so that all see the same machine.
 
-    Each is called once before, which compiles what compiles.
+    Each is called before, which compiles what compiles, and says how many calls make up a round of
+    some 5 ms: a quick rival is not timed on the caches that a slow one left behind.
     """
     for rival in rivals:
         rival()
+    calls = [max(1, round(5e-3 / _seconds(rival, 1))) for rival in rivals]
     times: list[list[float]] = [[] for _ in rivals]
     for _ in range(rounds):
-        for rival, seen in zip(rivals, times, strict=True):
-            start = time.perf_counter()
-            rival()
-            seen.append(1e3 * (time.perf_counter() - start))
+        for rival, n, seen in zip(rivals, calls, times, strict=True):
+            seen.append(1e3 * _seconds(rival, n) / n)
     return [statistics.median(seen) for seen in times]
+
+
+def _seconds(rival: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        rival()
+    return time.perf_counter() - start
 
 
 def store(name: str, **figures: Any) -> None:

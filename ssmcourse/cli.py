@@ -132,7 +132,7 @@ def grade(
     path: Annotated[
         Path | None,
         typer.Argument(
-            help="A notebook, a .py file, or a folder of notebooks. Without it: work/exercises, or "
+            help="A notebook, a .py file, a folder of notebooks, or a chapter, as 00. Without it: work/exercises, or "
             "exercises where you have started nothing; passes are then noted in your progress."
         ),
     ] = None,
@@ -151,15 +151,15 @@ def grade(
     graded = [grading.grade_file(file, limit) for file in grading.files(path)]
     if path is None:
         _note(graded)
+    if as_json:
+        typer.echo(json.dumps([g.to_dict() for g in graded], indent=1, ensure_ascii=False))
+    else:
+        _verdicts(graded)
     if junit:
         try:
             junit.write_text(grading.junit(graded), encoding="utf-8")
         except OSError as error:
             raise WrongCall(f"--junit: {junit} cannot be written: {error.strerror}.") from None
-    if as_json:
-        typer.echo(json.dumps([g.to_dict() for g in graded], indent=1, ensure_ascii=False))
-    else:
-        _verdicts(graded)
     if grading.failed(graded):
         raise typer.Exit(1)
 
@@ -222,10 +222,11 @@ def hint(
     from ssmcourse.grading import registry, session
 
     try:
-        registry.find(id)
+        found = registry.find(id)
     except ValueError as error:
         raise WrongCall(str(error)) from None
-    typer.echo(str(session.hint(id, number)))
+    in_notebook, in_shell = f'hint("{found.id}")', f"`ssmcourse hint {found.id}`"
+    typer.echo(str(session.hint(id, number)).replace(in_notebook, in_shell))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

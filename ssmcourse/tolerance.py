@@ -11,6 +11,7 @@ those cannot change a verdict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,10 +87,16 @@ class Mismatch:
         text = (
             f"{self.count} of {self.total} values differ; the first is at {where}: "
             f"got {self.got:.6g}, expected {self.expected:.6g}. "
-            f"Largest error {self.max_abs:.3g} absolute, {self.max_rel:.3g} relative "
-            f"({str(self.dtype).removeprefix('torch.')}, {self.allowed:.1g} allowed)."
+            f"{self._largest()}({str(self.dtype).removeprefix('torch.')}, {self.allowed:.1g} allowed)."
         )
         return f"{text} {self.verdict}" if self.verdict else text
+
+    def _largest(self) -> str:
+        """The largest errors; nothing beside NaN and infinity, and no ratio to an expected 0."""
+        if not math.isfinite(self.max_abs):
+            return ""
+        relative = f", {self.max_rel:.3g} relative" if self.max_rel else ""
+        return f"Largest error {self.max_abs:.3g} absolute{relative} "
 
 
 def mismatch(
@@ -123,7 +130,10 @@ def mismatch(
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     scale = np.abs(e[np.isfinite(e)]).max(initial=0.0)
     with np.errstate(invalid="ignore"):  # infinity over infinity; left out below
-        relative = error / np.maximum(np.abs(e), 1e-30 + tol.atol * scale)
+        counts = (
+            np.isfinite(error) & np.isfinite(e) & (np.abs(e) > tol.atol * scale)
+        )  # what is 0 but for rounding has no relative error
+    relative = np.divide(error, np.abs(e), out=np.zeros_like(error), where=counts)
     finite = np.isfinite(error)
     return Mismatch(
         max_abs=float(error[finite].max(initial=0.0)) if finite[bad].all() else float("inf"),

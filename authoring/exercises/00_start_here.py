@@ -3,7 +3,8 @@
 #
 # Three functions. Fill in a stub, run its cell, run the check below it. Nothing is lost when a check
 # fails, and nothing you write here is ever overwritten. `hint("start.run_memory")` helps three times,
-# `solution("start.run_memory")` opens after one honest try. Run a cell with **Shift + Enter**.
+# `solution("start.run_memory")` opens after one honest try. Run a cell with **Shift + Enter**. A check judges the
+# function as it was when its cell last ran to the end; if that cell shows an error, mend it first.
 #
 # The lesson: [00 Start here](../notebooks/00_start_here.ipynb).
 
@@ -24,7 +25,7 @@ from torch import Tensor
 # | `x` | `(l,)` | the inputs, a floating-point tensor |
 # | returns | `(l,)` | all the states $h_0 \ldots h_{l-1}$, in the dtype of `x` |
 #
-# Worked example: `run_memory(0.5, [1, 0, 2, 0])` is `[1, 0.5, 2.25, 1.125]`. A loop is fine. `x` itself must
+# Worked example: `run_memory(0.5, torch.tensor([1.0, 0, 2, 0]))` is `[1, 0.5, 2.25, 1.125]`. A loop is fine. `x` itself must
 # not change, and gradients must flow back to `x`.
 
 
@@ -69,7 +70,7 @@ if report.passed:
 # |---|---|---|
 # | `a` | a number | may be 0, may be negative |
 # | `l` | an integer | the length |
-# | returns | `(l, l)` | floating point |
+# | returns | `(l, l)` | any floating dtype |
 #
 # Worked example: `memory_matrix(0.5, 3)` is `[[1, 0, 0], [0.5, 1, 0], [0.25, 0.5, 1]]`. Think about `a = 0`:
 # what should remain?
@@ -103,7 +104,7 @@ MatrixView(memory_matrix(0.9, 24), title="your M, a = 0.9") if report.passed els
 # | `a` | `(l,)` | one gate a step, a floating-point tensor; any of them may be 0, or negative |
 # | returns | `(l, l)` | in the dtype of `a` |
 #
-# Worked example: `gated_matrix([0.3, 0.5, 0.2, 2.0])` is
+# Gradients must flow back to `a`. Worked example: `gated_matrix(torch.tensor([0.3, 0.5, 0.2, 2.0]))` is
 #
 # ```
 # 1     0     0     0

@@ -3,7 +3,8 @@
 #
 # Five functions that together are HiPPO: the best numbers, the picture they paint, the matrix that updates
 # them, the step, and the sliding window. `hint("hippo.legs_matrix")` helps three times, and
-# `solution("hippo.legs_matrix")` opens after one honest try. The lesson: [01 HiPPO](../notebooks/01_hippo.ipynb).
+# `solution("hippo.legs_matrix")` opens after one honest try. The checks of this chapter run with float64 as torch's
+# default dtype, as this notebook does. The lesson: [01 HiPPO](../notebooks/01_hippo.ipynb).
 
 # %%
 import torch
@@ -43,8 +44,8 @@ def legendre_basis(n: int, points: Tensor) -> Tensor:
 # | `n` | an integer, at least 1 | how many numbers to keep |
 # | returns | `(n,)` | the coefficients |
 #
-# Worked example: `project_window([1, 1, 1, 1], 2)` is `[1, 0]`: a constant past has a mean and no slope. And
-# `project_window([0, 1], 2)` is `[0.5, 0.4330]`: $\tfrac12(0 + 1)$, and $\tfrac12\sqrt3\,(-0.5\cdot 0 + 0.5\cdot 1)$.
+# Worked example: with `f = torch.tensor([1.0, 1, 1, 1])`, `project_window(f, 2)` is `[1, 0]`: a constant past has a
+# mean and no slope. With `f = torch.tensor([0.0, 1])` it is `[0.5, 0.4330]`: $\tfrac12(0 + 1)$, and $\tfrac12\sqrt3\,(-0.5\cdot 0 + 0.5\cdot 1)$.
 
 
 # %%
@@ -71,7 +72,7 @@ project_report
 # | `points` | `(p,)` | where to draw, in [0, 1], 0 the oldest |
 # | returns | `(p,)` | the approximation there |
 #
-# Worked example: `reconstruct_window([2, 1], [0, 0.5, 1])` is `[0.2679, 2, 3.7321]`, since $g_1 = \sqrt3\,(2s-1)$.
+# Worked example: `reconstruct_window(torch.tensor([2.0, 1]), torch.tensor([0.0, 0.5, 1]))` is `[0.2679, 2, 3.7321]`, since $g_1 = \sqrt3\,(2s-1)$.
 
 
 # %%
@@ -129,7 +130,7 @@ matrix_report = check(legs_matrix)
 matrix_report
 
 # %%
-MatrixView(legs_matrix(24)[0], title="your A of HiPPO-LegS") if matrix_report.passed else None
+MatrixView(legs_matrix(24)[0], title="your A of HiPPO-LegS", row_name="changes number i", column_name="number k") if matrix_report.passed else None
 
 # %% [markdown]
 # ## 4. `legs_step` (difficulty 3, 15 minutes)
@@ -218,7 +219,7 @@ report = check(legt_matrix)
 report
 
 # %%
-MatrixView(legt_matrix(24, 1.0)[0], title="your A of HiPPO-LegT") if report.passed else None
+MatrixView(legt_matrix(24, 1.0)[0], title="your A of HiPPO-LegT", row_name="changes number i", column_name="number k") if report.passed else None
 
 # %% [markdown]
 # ## Done?

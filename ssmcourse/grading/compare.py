@@ -69,18 +69,18 @@ def _kind_of_tensor(got: Any, expected: Tensor, label: str, any_float: bool) -> 
             _returned(got),
         )
     if tuple(got.shape) != shape:
-        hint = "it is transposed" if tuple(got.shape) == shape[::-1] else ""
-        raise WrongShape(f"{label} has shape {tuple(got.shape)}; expected {shape}.", hint)
+        raise WrongShape(
+            f"{label} has shape {tuple(got.shape)}; expected {shape}.", _about_shape(got, expected)
+        )
     floats = any_float and got.is_floating_point() and expected.is_floating_point()
     if got.dtype != expected.dtype and not floats:
-        wanted = (
-            "a floating dtype"
-            if any_float and expected.is_floating_point()
-            else dtype
-        )
+        wanted = "a floating dtype" if any_float and expected.is_floating_point() else dtype
+        wider = got.dtype == torch.float64
         raise Failure(
             f"{label} has dtype {values.short_dtype(got.dtype)}; expected {wanted}.",
-            "a tensor was made without dtype=..., which gives float32 (or int64)",
+            "numbers of NumPy and of Python are float64: make tensors with dtype=x.dtype, of an input x"
+            if wider
+            else "a tensor was made without dtype=..., which gives float32 (or int64)",
         )
     if got.layout != expected.layout or got.device != expected.device:
         raise Failure(
@@ -88,11 +88,30 @@ def _kind_of_tensor(got: Any, expected: Tensor, label: str, any_float: bool) -> 
         )
 
 
+def _about_shape(got: Tensor, expected: Tensor) -> str:
+    """What a wrong shape tells by itself."""
+    shape, wanted = tuple(got.shape), tuple(expected.shape)
+    if shape == wanted[::-1]:
+        return "it is transposed"
+    if tuple(n for n in shape if n != 1) == tuple(n for n in wanted if n != 1):
+        return "an axis of length 1 is too many or missing: look at squeeze, unsqueeze and the indexing"
+    off = [g - w for g, w in zip(shape, wanted, strict=False) if g != w]
+    if len(shape) == len(wanted) and set(off) <= {1, -1}:
+        return (
+            "one too many: look at where a loop or slice ends"
+            if 1 in off
+            else "one is missing: look at where a loop or slice ends"
+        )
+    return ""
+
+
 def _returned(got: Any) -> str:
     if got is None:
         return "a `return` is missing"
     if isinstance(got, np.ndarray):
-        return "the answer is still in NumPy: stay in torch, or finish with torch.from_numpy(...)"
+        return "the answer is still in NumPy: compute it in torch"
+    if isinstance(got, (list, tuple)) and got and all(isinstance(g, Tensor) for g in got):
+        return "torch.stack(...) makes one tensor of a list of tensors"
     return ""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ssmcourse.course import CourseError, WrongCall, root
+from ssmcourse.course import CourseError, WrongCall, chapter, root
 from ssmcourse.grading import registry
 from ssmcourse.grading.load import CELL_LIMIT, cells
 from ssmcourse.grading.process import Child, Died, Overdue
@@ -36,13 +36,25 @@ def files(path: Path | None) -> list[Path]:
         mine = root() / "work" / "exercises"
         path = mine if mine.is_dir() else root() / "exercises"
     if not path.exists():
-        raise WrongCall(f"{path} does not exist: expected a notebook, a .py file or a folder of notebooks.")
+        path = _of_chapter(path)
     if path.is_file():
         return [path]
     found = sorted(p for p in path.glob("*.ipynb") if not p.name.startswith("."))
     if not found:
         raise WrongCall(f"{path} holds no notebook. `ssmcourse start 00` puts the first ones into work/.")
     return found
+
+
+def _of_chapter(named: Path) -> Path:
+    """The exercises of a chapter that was named by its number: the learner's, else the course's."""
+    try:
+        stem = chapter(str(named)).stem
+    except CourseError:
+        raise WrongCall(
+            f"{named} does not exist: expected a notebook, a .py file, a folder of notebooks, or a chapter, as 00."
+        ) from None
+    mine, ours = (root() / room / f"{stem}.ipynb" for room in ("work/exercises", "exercises"))
+    return mine if mine.exists() else ours
 
 
 def grade_file(path: Path, limit: float = CELL_LIMIT) -> Graded:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import ast
 import json
+import linecache
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ssmcourse.course import find_root
@@ -22,12 +26,14 @@ from ssmcourse.grading.values import describe
 
 registry.load()
 
+NOTHING = object()  # what check() was called without
+
 
 def _make_check() -> Callable[..., Report]:
     """`check` with its snapshot in a closure, where replacing names of modules does not reach."""
     snapshot = Snapshot()
 
-    def check(target: Any, function: Any = None) -> Report:
+    def check(target: Any = NOTHING, function: Any = None) -> Report:
         """Check an answer: `check(my_function)`, or `check("scan.blelloch", my_function)`.
 
         Args:
@@ -52,6 +58,9 @@ def _check(target: Any, function: Any, replaced: list[str]) -> Report:
     except ValueError as error:
         return Report("", "", REFUSED, message=str(error))
     report = verdict(exercise, function)
+    stale = _stale(exercise.name, function)
+    if stale:
+        report.notes.append(stale)
     if replaced:
         report.notes.append(f"Replaced in this notebook, and not used by the check: {', '.join(replaced)}.")
     if report.status == NOT_ATTEMPTED:
@@ -64,19 +73,40 @@ def _check(target: Any, function: Any, replaced: list[str]) -> Report:
     return report
 
 
+def _stale(name: str, function: Any) -> str:
+    """A note when a newer cell that defines the function did not run: this verdict is on an older one."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    code = getattr(function, "__code__", None)
+    if shell is None or code is None:
+        return ""
+    cells = [c for c in shell.user_ns.get("In", []) if re.search(rf"^\s*def {name}\b", c, re.M)]
+    ran = "".join(linecache.getlines(code.co_filename))
+    if not cells or not ran or ran.strip() == cells[-1].strip():
+        return ""
+    return (
+        f"This is the {name} of an earlier run: the newest cell that defines it ended with an error before."
+    )
+
+
 def _which(target: Any, function: Any) -> tuple[Exercise, Any]:
     if isinstance(target, str):
         exercise = registry.find(target)
         if function is None:
             raise ValueError(
-                f'check("{target}", ...): nothing to check was given, expected your {exercise.name}.'
+                f"check: got only the name {target!r}, expected the function itself: "
+                f"check({exercise.name}), without quotes."
             )
         return exercise, function
     if function is not None:
         raise ValueError(
             f"check: got {describe(target)} first, expected an exercise's id, as in `ssmcourse list`."
         )
+    if target is NOTHING:
+        raise ValueError("check: got nothing, expected your function, as in check(run_memory).")
     name = getattr(target, "__name__", "")
+    if name == "<lambda>":
+        raise ValueError("check: got a lambda, which has no name; write your answer with `def`.")
     if not callable(target) or not name:
         raise ValueError(f"check: got {describe(target)}, expected the function itself, without parentheses.")
     return registry.find(name), target
@@ -106,7 +136,7 @@ def _after(exercise: Exercise) -> str:
     at = every.index(exercise)
     text = f"You have now: {exercise.unlocks}."
     if at + 1 == len(every):
-        return f"{text} That was the last exercise."
+        return f"{text} That was the last exercise so far."
     following = every[at + 1]
     if following.chapter == exercise.chapter:
         return f"{text} Next: {following.name}, in this notebook."
@@ -173,7 +203,7 @@ def solution(target: Any, force: bool = False) -> Note:
     if code is None:
         return Note(
             "",
-            f"No solution of {exercise.id} was found: solutions/ is part of the course's folder, which is not here.",
+            f"No solution of {exercise.id} was found in {(find_root() or Path.cwd()) / 'solutions'}.",
         )
     return Note(f"Solution, {exercise.title}", code, line, code=True)
 

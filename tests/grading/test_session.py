@@ -50,10 +50,11 @@ def test_the_stub_is_not_an_attempt(progress_file):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: check(lambda x: x), "no exercise is called '<lambda>'"),
+        (lambda: check(lambda x: x), "got a lambda, which has no name; write your answer with `def`"),
         (lambda: check(torch.ones(3)), "expected the function itself, without parentheses"),
         (lambda: check(None), "got None, expected the function itself"),
-        (lambda: check(ID), "nothing to check was given"),
+        (check, "got nothing, expected your function"),
+        (lambda: check(ID), "expected the function itself: check(run_memory), without quotes"),
         (lambda: check("start.run_memroy", print), "did you mean 'start.run_memory'?"),
         (lambda: check(print, print), "expected an exercise's id"),
     ],
@@ -222,3 +223,17 @@ def test_a_check_is_quick(right):
     began = time.monotonic()
     check(right)
     assert time.monotonic() - began < 2.0
+
+
+def test_a_check_says_when_the_newest_cell_did_not_run(progress_file):
+    import nbformat
+    from nbclient import NotebookClient
+
+    answer = "def run_memory(a, x):\n    return x"
+    broken = "def run_memory(a, x):\n    return (x"
+    cells = ["from ssmcourse import check", answer, "check(run_memory)", broken, "check(run_memory)"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    NotebookClient(nb, allow_errors=True).execute()
+    before, after = (nb.cells[k].outputs[0]["data"]["text/plain"] for k in (2, 4))
+    assert "of an earlier run" not in before
+    assert "the newest cell that defines it ended with an error" in after

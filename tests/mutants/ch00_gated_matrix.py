@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 
 
@@ -99,6 +98,15 @@ def float32_always(a):
                          for i in range(len(a))])  # fmt: skip
 
 
+def by_floats(a):
+    M = [[0.0] * len(a) for _ in a]
+    for i, gate in enumerate(a):
+        for j in range(i):
+            M[i][j] = float(gate) * M[i - 1][j]
+        M[i][i] = 1.0
+    return torch.tensor(M, dtype=a.dtype)
+
+
 MUTANTS = {
     "one_step_early": (one_step_early, "one step early"),
     "own_gate": (own_gate, "its own gate"),
@@ -117,6 +125,7 @@ MUTANTS = {
     "by_log_sums": (by_log_sums, "has no logarithm"),
     "zeros_kept_off": (zeros_kept_off, "behind a gate of 0 is exactly 0"),
     "float32_always": (float32_always, "without dtype="),
+    "by_floats": (by_floats, "cuts the graph"),
 }
 PASS_EXAMPLE = {"nan_replaced", "by_ratios", "by_log_sums", "zeros_kept_off", "float32_always"}
 
@@ -151,26 +160,9 @@ def recursive(a):
     return torch.cat([torch.nn.functional.pad(before, (0, 1)), row[None]])
 
 
-def in_numpy(a):
-    gates = a.detach().numpy()
-    M = np.zeros((len(gates), len(gates)), dtype=gates.dtype)
-    for j in range(len(gates)):
-        M[j:, j] = np.cumprod(np.concatenate([[1.0], gates[j + 1 :]]))
-    return torch.from_numpy(M)
-
-
 def by_inverse(a):
     eye = torch.eye(len(a), dtype=a.dtype)
     return torch.linalg.solve_triangular(eye - torch.diag(a[1:], -1), eye, upper=False)
-
-
-def by_floats(a):
-    M = [[0.0] * len(a) for _ in a]
-    for i, gate in enumerate(a):
-        for j in range(i):
-            M[i][j] = float(gate) * M[i - 1][j]
-        M[i][i] = 1.0
-    return torch.tensor(M, dtype=a.dtype)
 
 
 RIGHT = {
@@ -178,7 +170,5 @@ RIGHT = {
     "by_impulses": by_impulses,
     "by_masked_cumprod": by_masked_cumprod,
     "recursive": recursive,
-    "in_numpy": in_numpy,
     "by_inverse": by_inverse,
-    "by_floats": by_floats,
 }

@@ -7,7 +7,7 @@ import torch
 
 
 def parts(n):
-    """Row numbers, column numbers, roots of 2k + 1, and the signs (-1)^(n-k), in float64."""
+    """Row numbers, column numbers, roots of 2k + 1, and the signs (-1)^(i-k), in float64."""
     index = torch.arange(n, dtype=torch.float64)
     i, k = index[:, None], index[None, :]
     return i, k, torch.sqrt(2 * index + 1), (-1.0) ** (i - k)
@@ -112,9 +112,9 @@ MUTANTS = {
     "no_theta_in_B": (no_theta_in_B, "theta is missing in B"),
     "memory_unit": (memory_unit, "Legendre Memory Unit's scaling"),
     "no_roots": (no_roots, "the square root of A is missing"),
-    "no_root_in_B": (no_root_in_B, "B has the root of 2n+1"),
+    "no_root_in_B": (no_root_in_B, "B has the root of 2i+1"),
     "signs_in_B": (signs_in_B, "B has no signs"),
-    "diagonal_of_legs": (diagonal_of_legs, "diagonal of A is -(n+1)"),
+    "diagonal_of_legs": (diagonal_of_legs, "diagonal of A is -(i+1)"),
     "minus_above": (minus_above, "all signs of A are turned"),
     "signs_by_column": (signs_by_column, "signs go by column"),
     "divided_by_n": (divided_by_n, "you divide by n"),

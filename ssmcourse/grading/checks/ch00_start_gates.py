@@ -73,12 +73,21 @@ def check_gated_matrix(trial: Trial) -> None:
     with trial.layer("equal gates give the matrix of exercise 2"):
         a = torch.full((9,), 0.8, dtype=torch.float64)
         trial.compare((a,), lower(9, lambda i, j: 0.8 ** (i - j)), terms=9)
+    with trial.layer("gradients flow back to a"):
+        trial.gradients((trial.rand(6),), _between_with_gradient)
 
 
 def _between(a: Tensor) -> Tensor:
     """M[i, j] = a[j+1] ... a[i], entry by entry."""
     gates = a.tolist()
     return lower(len(gates), lambda i, j: math.prod(gates[j + 1 : i + 1])).to(a.dtype)
+
+
+def _between_with_gradient(a: Tensor) -> Tensor:
+    """The same by torch, so that it has a gradient."""
+    zero = a.new_zeros(())
+    rows = [[a[j + 1 : i + 1].prod() if i >= j else zero for j in range(len(a))] for i in range(len(a))]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 def _gated_matrix_mistakes(trial: Trial) -> None:

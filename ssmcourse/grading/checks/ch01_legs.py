@@ -19,7 +19,7 @@ from ssmcourse.grading.trial import Trial
 
 
 def _root(n: int, k: int = 0) -> float:
-    """sqrt((2n + 1)(2k + 1))."""
+    """sqrt((2i+1)(2k + 1))."""
     return math.sqrt((2 * n + 1) * (2 * k + 1))
 
 
@@ -36,42 +36,42 @@ WRONG_A: dict[str, Entry] = {
     "the minus of A is missing: it belongs inside A, and its diagonal is -1, -2, ...": _triangle(
         _root, lambda n: n + 1
     ),
-    "A is turned over: the entries with n > k, row number larger than column number, stand below the "
+    "A is turned over: the entries with i > k, row number larger than column number, stand below the "
     "diagonal": _triangle(lambda n, k: 0, lambda n: -(n + 1), lambda n, k: -_root(n, k)),
     "above the diagonal of A must be 0: a coarse number never needs to know a fine one": _triangle(
         lambda n, k: -_root(n, k), lambda n: -(n + 1), lambda n, k: -_root(n, k)
     ),
-    "the diagonal of A is -(n+1), and n counts from 0: you have -n": _triangle(
+    "the diagonal of A is -(i+1), and i counts from 0: you have -i": _triangle(
         lambda n, k: -_root(n, k), lambda n: -n
     ),
-    "the diagonal of A is -(n+1); you have -(2n+1), which goes on with the formula for n > k": _triangle(
+    "the diagonal of A is -(i+1); you have -(2i+1), which goes on with the formula for i > k": _triangle(
         lambda n, k: -_root(n, k), lambda n: -(2 * n + 1)
     ),
-    "the diagonal of A is there twice: -(2n+1) from the outer product and -(n+1). Keep the outer product "
+    "the diagonal of A is there twice: -(2i+1) from the outer product and -(i+1). Keep the outer product "
     "strictly below the diagonal (tril(..., -1))": _triangle(
         lambda n, k: -_root(n, k), lambda n: -(3 * n + 2)
     ),
-    "the formula for n > k is everywhere: above the diagonal A is 0, on it -(n+1)": lambda n, k: -_root(n, k),
-    "the diagonal of A is 0: it should be -(n+1)": _triangle(lambda n, k: -_root(n, k), lambda n: 0),
+    "the formula for i > k is everywhere: above the diagonal A is 0, on it -(i+1)": lambda n, k: -_root(n, k),
+    "the diagonal of A is 0: it should be -(i+1)": _triangle(lambda n, k: -_root(n, k), lambda n: 0),
     "the diagonal of A has the wrong sign: the minus stands before the whole of A": _triangle(
         lambda n, k: -_root(n, k), lambda n: n + 1
     ),
     "below the diagonal A has the wrong sign: every entry there is negative, no sign alternates": _triangle(
         _root, lambda n: -(n + 1)
     ),
-    "the square root is missing below the diagonal: sqrt((2n+1)(2k+1))": _triangle(
+    "the square root is missing below the diagonal: sqrt((2i+1)(2k+1))": _triangle(
         lambda n, k: -(2 * n + 1) * (2 * k + 1), lambda n: -(n + 1)
     ),
-    "below the diagonal only sqrt(2n+1) is there: the factor sqrt(2k+1) is missing": _triangle(
+    "below the diagonal only sqrt(2i+1) is there: the factor sqrt(2k+1) is missing": _triangle(
         lambda n, k: -_root(n), lambda n: -(n + 1)
     ),
-    "below the diagonal only sqrt(2k+1) is there: the factor sqrt(2n+1) is missing": _triangle(
+    "below the diagonal only sqrt(2k+1) is there: the factor sqrt(2i+1) is missing": _triangle(
         lambda n, k: -_root(k), lambda n: -(n + 1)
     ),
-    "brackets are lost under the root: it is (2n+1)(2k+1), and you have 2n + 2k + 1": _triangle(
+    "brackets are lost under the root: it is (2i+1)(2k+1), and you have 2i + 2k + 1": _triangle(
         lambda n, k: -math.sqrt(2 * n + 2 * k + 1), lambda n: -(n + 1)
     ),
-    "only the first diagonal below the main one is filled: every n > k has an entry": _triangle(
+    "only the first diagonal below the main one is filled: every i > k has an entry": _triangle(
         lambda n, k: -_root(n, k) if n == k + 1 else 0, lambda n: -(n + 1)
     ),
     "the indices of A run from 1: rows and columns are numbered 0 to n-1": _triangle(
@@ -82,8 +82,8 @@ WRONG_A: dict[str, Entry] = {
     ),
 }
 WRONG_B: dict[str, Callable[[int], float]] = {
-    "B has the root of 2n+1; you took 2n+1 itself": lambda n: 2 * n + 1,
-    "B is sqrt(2n+1), not all ones": lambda n: 1,
+    "B has the root of 2i+1; you took 2i+1 itself": lambda n: 2 * n + 1,
+    "B is sqrt(2i+1), not all ones": lambda n: 1,
     "the indices of B run from 1: B[0] is sqrt(1)": lambda n: _root(n + 1),
     "B has no minus: it stands in A only": lambda n: -_root(n),
 }
@@ -116,7 +116,7 @@ def check_legs_matrix(trial: Trial) -> None:
     }
     wrong_B = {words: lambda n, e=entry: vector(n, e) for words, entry in WRONG_B.items()}
     wrong_A[
-        "the diagonal of A is the same everywhere: n in -(n+1) is the number of the row, not the argument n"
+        "the diagonal of A is the same everywhere: i in -(i+1) is the number of the row, not the argument n"
     ] = lambda size: square(size, _triangle(lambda n, k: -_root(n, k), lambda n: -(size + 1)))
     mistakes_in_pairs(trial, _legs, wrong_A, wrong_B)
     trial.mistake(
@@ -263,6 +263,10 @@ def _legs_step_mistakes(trial: Trial) -> None:
         "this is the change alone: add it to c", lambda c, f, k, A, B: _substituted(c, f, k, A, B) - c
     )
     trial.mistake(
+        "A and B of LegS are used, whatever it is given: take the A and B among the arguments",
+        lambda c, f, k, A, B: _substituted(c, f, k, *_legs(len(c))),
+    )
+    trial.mistake(
         "A is transposed (c @ A, or a system solved with A.T): A acts on a column, A @ c",
         lambda c, f, k, A, B: _step(c, f, A.T, B, before=0.5 / k, after=0.5 / k, push=1 / k),
     )
@@ -274,7 +278,7 @@ def _legs_step_mistakes(trial: Trial) -> None:
         ),
     )  # fmt: skip
     trial.mistake(
-        "B is left out: the sample enters number n times sqrt(2n+1)",
+        "B is left out: the sample enters number i times sqrt(2i+1)",
         lambda c, f, k, A, B: _step(c, f, A, torch.ones_like(B), before=0.5 / k, after=0.5 / k, push=1 / k),
     )
     trial.mistake(
@@ -342,6 +346,9 @@ def check_legs_step(trial: Trial) -> None:
         compare(trial.randn(6), trial.randn().item(), 1, terms=6)
     with trial.layer("f as a tensor of shape ()"):
         compare(trial.randn(4), trial.randn(), 7, terms=4)
+    with trial.layer("another A and B than those of LegS: it takes what it is given"):
+        args = (trial.randn(4), 0.5, 6, trial.randn(4, 4).tril(), trial.randn(4))
+        trial.compare(args, _substituted(*args), terms=16, any_float=True)
     with trial.layer("64 numbers, k = 1: nothing blows up"):
         compare(trial.randn(64), 1.0, 1, terms=500)
     with trial.layer("a constant past stays: f = 3, c = (3, 0, 0, ...) does not move"):

@@ -19,7 +19,7 @@ Scale = Callable[[int, float], float]
 
 
 def _root(n: int, k: int = 0) -> float:
-    """sqrt((2n + 1)(2k + 1))."""
+    """sqrt((2i+1)(2k + 1))."""
     return math.sqrt((2 * n + 1) * (2 * k + 1))
 
 
@@ -37,45 +37,45 @@ def _signs(sign: Entry) -> Entry:
 
 
 WRONG_A: dict[str, Entry] = {
-    "the signs of A are on the wrong side of the diagonal: (-1)**(n-k) belongs to n < k, above": _signs(
+    "the signs of A are on the wrong side of the diagonal: (-1)**(i-k) belongs to i < k, above": _signs(
         lambda n, k: (-1) ** (n - k) if n >= k else 1
     ),
     "the minus of A is missing: it stands before the whole of A": lambda n, k: -_entry(n, k),
-    "the signs of A are missing, turned, or those of the row: above the diagonal they alternate, (-1)**(n-k), with -1 next to it; "
+    "the signs of A are missing, turned, or those of the row: above the diagonal they alternate, (-1)**(i-k), with -1 next to it; "
     "with the minus in front A[0, 1] is positive": _signs(lambda n, k: 1),
     "the signs of A alternate below the diagonal too: there they are all 1": _signs(
         lambda n, k: (-1) ** (n - k)
     ),
-    "above the diagonal A is 0, as in LegS: LegT is full there, with signs (-1)**(n-k)": _signs(
+    "above the diagonal A is 0, as in LegS: LegT is full there, with signs (-1)**(i-k)": _signs(
         lambda n, k: n >= k
     ),
-    "above the diagonal all signs of A are turned: they alternate, (-1)**(n-k)": _signs(
+    "above the diagonal all signs of A are turned: they alternate, (-1)**(i-k)": _signs(
         lambda n, k: 1 if n >= k else -1
     ),
-    "above the diagonal the signs go by column, (-1)**k: it is the distance n - k that counts": _signs(
+    "above the diagonal the signs go by column, (-1)**k: it is the distance i - k that counts": _signs(
         lambda n, k: 1 if n >= k else (-1) ** k
     ),
-    "brackets are lost under the root: it is (2n+1)(2k+1), and you have 2n + 2k + 1": lambda n, k: (
+    "brackets are lost under the root: it is (2i+1)(2k+1), and you have 2i + 2k + 1": lambda n, k: (
         _entry(n, k) / _root(n, k) * math.sqrt(2 * n + 2 * k + 1)
     ),
-    "the diagonal of A is 0: there the formula for n >= k holds, -(2n+1)": lambda n, k: (
+    "the diagonal of A is 0: there the formula for i >= k holds, -(2i+1)": lambda n, k: (
         _entry(n, k) if n != k else 0
     ),
-    "the square root of A is missing: sqrt((2n+1)(2k+1))": lambda n, k: _root(n, k) * _entry(n, k),
-    "A has the factor sqrt(2n+1) only: sqrt(2k+1) is missing": lambda n, k: _entry(n, k) / _root(k),
-    "A has the factor 2n+1 for sqrt((2n+1)(2k+1)): that is the scaling of the Legendre Memory Unit, "
+    "the square root of A is missing: sqrt((2i+1)(2k+1))": lambda n, k: _root(n, k) * _entry(n, k),
+    "A has the factor sqrt(2i+1) only: sqrt(2k+1) is missing": lambda n, k: _entry(n, k) / _root(k),
+    "A has the factor 2i+1 for sqrt((2i+1)(2k+1)): that is the scaling of the Legendre Memory Unit, "
     "not the orthonormal one": lambda n, k: _entry(n, k) * _root(n) / _root(k),
-    "the diagonal of A is -(n+1), that of LegS: in LegT the formula holds there too, -(2n+1)": lambda n, k: (
+    "the diagonal of A is -(i+1), that of LegS: in LegT the formula holds there too, -(2i+1)": lambda n, k: (
         -(n + 1) if n == k else _entry(n, k)
     ),
-    "this is the A of LegS: LegT has -(2n+1) on the diagonal, and signs above it": lambda n, k: (
+    "this is the A of LegS: LegT has -(2i+1) on the diagonal, and signs above it": lambda n, k: (
         -(n + 1) if n == k else -_root(n, k) if n > k else 0
     ),
     "the indices of A run from 1: rows and columns are numbered 0 to n-1": lambda n, k: _entry(n + 1, k + 1),
 }
 WRONG_B: dict[str, Callable[[int], float]] = {
-    "B has the root of 2n+1; you took 2n+1 itself": lambda n: 2 * n + 1,
-    "B is sqrt(2n+1) / theta, not 1 / theta": lambda n: 1,
+    "B has the root of 2i+1; you took 2i+1 itself": lambda n: 2 * n + 1,
+    "B is sqrt(2i+1) / theta, not 1 / theta": lambda n: 1,
     "B has no signs: they are in A only": lambda n: (-1) ** n * _root(n),
     "B has no minus: it stands in A only": lambda n: -_root(n),
     "the indices of B run from 1: B[0] is sqrt(1) / theta": lambda n: _root(n + 1),
@@ -110,7 +110,7 @@ def _lmu(n: int, theta: float) -> System:
     difficulty=3,
     minutes=15,
     signature="legt_matrix(n: int, theta: float) -> (A, B)",
-    unlocks="the sliding window: your A beside that of LegS",
+    unlocks="the picture of your sliding window's A",
     forbidden=("ssmcourse.hippo_matrix", "ssmcourse.measures._legt"),
     hints=(
         "Take A apart into three: a size for each entry, a sign for each entry, and one number for all. "
@@ -130,7 +130,7 @@ def check_legt_matrix(trial: Trial) -> None:
     wrong_B = {words: lambda n, t, e=entry: vector(n, e) / t for words, entry in WRONG_B.items()}
     trial.mistake(
         "this is the Legendre Memory Unit's scaling, that of the paper's Theorem 1: here the basis is "
-        "orthonormal, with sqrt((2n+1)(2k+1)) and no signs in B",
+        "orthonormal, with sqrt((2i+1)(2k+1)) and no signs in B",
         _lmu,
     )
     mistakes_in_pairs(trial, _legt, wrong_A, wrong_B)

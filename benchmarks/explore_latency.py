@@ -1,16 +1,13 @@
 """From a key press on a slider to changed pixels, in a real JupyterLab in headless Chromium.
 
-    python benchmarks/explore_latency.py [--store]
-
 Claim: at the sizes of the lessons, the median of 20 presses is under 100 ms and the 90th percentile
 under 130 ms. The clock starts at the browser's keydown event and stops at the first animation frame
 after a drawing that changed the picture, so the kernel, both ways to it, the drawing and the frame
-are all in it. With --store the figures go to benchmarks/results/explore_latency.json.
+are all in it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -67,11 +64,6 @@ def measure(lab: Lab, slider: str) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--store", action="store_true", help="write benchmarks/results/explore_latency.json")
-    options = parser.parse_args()
     if chromium() is None:
         print(HOW_TO_INSTALL)
         return 1
@@ -96,8 +88,7 @@ def main() -> int:
                     flush=True,
                 )
         lab.close()
-    if options.store:
-        store("explore_latency", presses=PRESSES, key_to_pixels=figures)
+    store("explore_latency", presses=PRESSES, key_to_pixels=figures)
     slow = [name for name, f in figures.items() if f["median_ms"] >= 100 or f["p90_ms"] >= 130]
     print(f"over 100 ms (median) or 130 ms (90th percentile): {', '.join(slow) or 'none'}")
     return 1 if slow else 0

@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 NBVAL := $(PYTEST) --nbval-sanitize-with authoring/nbval.cfg --nbval-current-env
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-slow build lint format bench lock site clean
+.PHONY: help setup lab test test-slow build lint format bench screenshots lock site clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ format: setup  ## let ruff rewrite the layout of the code
 
 bench: setup  ## measure what the lessons quote; results go to benchmarks/results/
 	@for b in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do echo "== $$b"; OMP_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done
+
+screenshots: setup  ## photograph the explorables for the README
+	@$(BIN)/python authoring/screenshots.py
 
 lock: setup  ## write requirements.lock anew from what .venv holds
 	@$(BIN)/python authoring/lock.py

@@ -124,7 +124,11 @@ def anchors(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", [*BUILT, *sorted(ROOT.glob("*.md"))], ids=name)
 def test_links_resolve(path):
     texts = cells(path, "markdown") if path.suffix == ".ipynb" else [path.read_text()]
-    for target in [t for text in texts for t in re.findall(r"\]\(([^)\s]+)\)", text)]:
+    for target in [
+        t
+        for text in texts
+        for t in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    ]:
         if re.match(r"https?:", target):
             continue
         file, _, anchor = unquote(target).partition("#")

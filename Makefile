@@ -23,7 +23,7 @@ lab: setup  ## set everything up and open JupyterLab on lesson 00 (ARGS=--no-bro
 	@$(BIN)/ssmcourse doctor || echo "lab: opening JupyterLab all the same"
 	@$(BIN)/ssmcourse lab $(ARGS)
 
-test: setup  ## every test: the code, the grader, the lessons, the exercises, the browser (minutes)
+test: setup  ## the tests: the code, the grader, the lessons, the exercises, the browser (minutes)
 	$(PYTEST) tests -m "not slow" $(ARGS)
 	$(NBVAL) --nbval notebooks solutions
 	$(NBVAL) --nbval-lax exercises

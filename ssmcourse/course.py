@@ -131,20 +131,35 @@ def start(number: str) -> Copies:
     return Copies(tuple(made), tuple(kept))
 
 
+def _unrun(notebook: Path) -> bytes:
+    """A notebook without its stored outputs: whoever predicts should not see the answer below."""
+    try:
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CourseError(
+            f"{notebook} is damaged. `git checkout -- {notebook.name}` in its folder restores it."
+        ) from None
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _copy_new(source: Path, target: Path) -> bool:
     """Copy unless `target` exists, even if it appears at this moment; whether it was copied."""
     if target.exists():
         return False
+    content = _unrun(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.new")
-    scratch.write_bytes(source.read_bytes())
+    scratch.write_bytes(content)
     try:
         os.link(scratch, target)  # unlike a rename, refuses to replace what is there
         return True
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links
-        return _create(target, source.read_bytes())
+        return _create(target, content)
     finally:
         scratch.unlink()
 

@@ -105,7 +105,10 @@ def test_start_copies_and_never_overwrites(run, course):
     code, out, _ = run("start", "00")
     assert code == 0
     lesson, exercise = (course / "work" / room / "00_start_here.ipynb" for room in ("notebooks", "exercises"))
-    assert lesson.read_bytes() == (course / "notebooks" / "00_start_here.ipynb").read_bytes()
+    cells = [
+        json.loads(p.read_text())["cells"] for p in (lesson, course / "notebooks" / "00_start_here.ipynb")
+    ]
+    assert [c["source"] for c in cells[0]] == [c["source"] for c in cells[1]]
     assert f"made {Path('work/notebooks/00_start_here.ipynb')}" in out
     lesson.write_text("my own text")
     exercise.unlink()
@@ -117,6 +120,23 @@ def test_start_copies_and_never_overwrites(run, course):
     assert "kept" in out
     assert "which is yours" in out
     assert sorted(p.name for p in (course / "work").rglob("*") if p.is_file()) == ["00_start_here.ipynb"] * 2
+
+
+def test_the_learners_copy_holds_no_answers_and_a_damaged_lesson_is_named(run, course):
+    lesson = course / "notebooks" / "01_hippo.ipynb"
+    content = json.loads(lesson.read_text())
+    answer = {"output_type": "stream", "name": "stdout", "text": "7"}
+    content["cells"][0] |= {"outputs": [answer], "execution_count": 1}
+    lesson.write_text(json.dumps(content))
+    assert run("start", "01")[0] == 0
+    copy = course / "work" / "notebooks" / "01_hippo.ipynb"
+    assert json.loads(copy.read_text())["cells"][0]["outputs"] == []
+    copy.unlink()
+    lesson.write_text("{")
+    code, _, err = run("start", "01")
+    assert code == 1
+    assert "01_hippo.ipynb is damaged" in err
+    assert not copy.exists()
 
 
 def test_an_unknown_chapter_lists_those_that_exist(run, course):

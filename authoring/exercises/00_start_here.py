@@ -4,7 +4,8 @@
 # Three functions. Fill in a stub, run its cell, run the check below it. Nothing is lost when a check
 # fails, and nothing you write here is ever overwritten. `hint("start.run_memory")` helps three times,
 # `solution("start.run_memory")` opens after one honest try. Run a cell with **Shift + Enter**. A check judges the
-# function as it was when its cell last ran to the end; if that cell shows an error, mend it first.
+# function as it was when its cell last ran to the end; if that cell shows an error, mend it first. The
+# library's own version of what you are to write (`linear_scan`) may not be called; the check says so if you do.
 #
 # The lesson: [00 Start here](../notebooks/00_start_here.ipynb).
 

@@ -4,7 +4,8 @@
 # Five functions that together are HiPPO: the best numbers, the picture they paint, the matrix that updates
 # them, the step, and the sliding window. `hint("hippo.legs_matrix")` helps three times, and
 # `solution("hippo.legs_matrix")` opens after one honest try. The checks of this chapter run with float64 as torch's
-# default dtype, as this notebook does. The lesson: [01 HiPPO](../notebooks/01_hippo.ipynb).
+# default dtype, as this notebook does. The library's own version of what you are to write (`hippo_matrix`,
+# `hippo_project`, `hippo_reconstruct`, `discretize`) may not be called; the check says so if you do. The lesson: [01 HiPPO](../notebooks/01_hippo.ipynb).
 
 # %%
 import torch
@@ -135,7 +136,7 @@ MatrixView(legs_matrix(24)[0], title="your A of HiPPO-LegS", row_name="changes n
 # %% [markdown]
 # ## 4. `legs_step` (difficulty 3, 15 minutes)
 #
-# One step of the memory by the bilinear rule, which averages the slope before and after. Sample number $k$
+# One step of the memory by the bilinear rule, which averages $Ac$ before and after. Sample number $k$
 # ($k = 1, 2, \ldots$) moves the numbers from $c_{k-1}$ to $c_k$:
 #
 # $$c_k = c_{k-1} + \frac1k\left(A\,\frac{c_{k-1} + c_k}{2} + B f_k\right),$$
@@ -147,7 +148,7 @@ MatrixView(legs_matrix(24)[0], title="your A of HiPPO-LegS", row_name="changes n
 # | `c` | `(n,)` | $c_{k-1}$ |
 # | `f` | a number or `()` | the new sample $f_k$ |
 # | `k` | an integer, at least 1 | which sample it is |
-# | `A`, `B` | `(n, n)`, `(n,)` | from `legs_matrix` |
+# | `A`, `B` | `(n, n)` lower triangular, `(n,)` | use what you are given, not only LegS's |
 # | returns | `(n,)` | $c_k$ |
 #
 # Worked example: with `n = 1` ($A = -1$, $B = 1$), $c = 2$, $f = 10$, $k = 4$: $c_k = (2\cdot\tfrac78 + \tfrac{10}4) /

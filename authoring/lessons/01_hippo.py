@@ -5,8 +5,8 @@
 # somebody may ask what the signal looked like, *all of it, since the beginning*. Which 64 numbers do you
 # keep, and how do you update them without ever looking back?
 #
-# Once you say what "close" shall mean, the question has one exact answer, and it is a differential equation. Gu, Dao,
-# Ermon, Rudra and Ré found it in 2020 and called it HiPPO, for high-order polynomial projection operators. S4
+# Draw the past as a polynomial, and say what "close" shall mean: then the best 64 numbers are determined, and they
+# follow a differential equation. Gu, Dao, Ermon, Rudra and Ré found it in 2020 and called it HiPPO, for high-order polynomial projection operators. S4
 # (lesson 03) starts from its matrix. Here we derive it, every step with a cell that checks it. An hour, and about as
 # long for the exercises.
 
@@ -46,6 +46,9 @@ predict(
 # %% [markdown]
 # ## Derive
 #
+# *Letters, as in the HiPPO paper:* $f$ is the input, $x$ a moment of the past, $c$ the numbers that are kept (the
+# state), $N$ how many. $c_n$ is one of them; in step 7, $c_k$ are all of them after sample $k$.
+#
 # **Step 1. One number.** If you may keep a single number about the past, keep its mean:
 #
 # $$c(t) = \frac1t\int_0^t f(x)\,dx.$$
@@ -67,12 +70,12 @@ for k, f_k in enumerate(f, start=1):
 assert torch.isclose(c, f.mean())
 
 # %% [markdown]
-# The factor $1/k$ is a gate: $c_k = (1 - g)\,c_{k-1} + g\,f_k$ with $g = 1/k$. The longer the past, the
-# less a new sample moves it. Keep this line in mind; Mamba will compute $g$ from the input.
+# The factor $1/k$ is a gate: $c_k = (1 - \gamma)\,c_{k-1} + \gamma f_k$ with $\gamma = 1/k$. The longer the past, the
+# less a new sample moves it. Keep this line in mind; Mamba will compute $\gamma$ from the input.
 #
 # **Step 2. Two numbers, then N.** The mean knows the height of the past. A second number can hold its
 # slope, a third its bend. Ask for the polynomial of degree less than $N$ that is closest to $f$ on
-# $[0, t]$, all moments of the past weighted equally. The best tools are Legendre polynomials $P_n$,
+# $[0, t]$, all instants of the past weighted equally. The best tools are Legendre polynomials $P_n$,
 # because they are orthogonal under exactly that weighting. Stretched to $[0, t]$ and normalised:
 #
 # $$g_n(t, x) = \sqrt{2n+1}\;P_n\!\left(\frac{2x}{t} - 1\right), \qquad \frac1t\int_0^t g_n g_k\,dx = \begin{cases}1 & n = k\\ 0 & n \ne k\end{cases}$$
@@ -158,7 +161,7 @@ for n in range(6):
 # $$(z+1)\,P_n'(z) = n\,P_n(z) + \sum_{k<n}(2k+1)\,P_k(z).$$
 #
 # (To prove it for all $n$, add the two classical recursions $z P_n' - P_{n-1}' = n P_n$ and $P_n' + P_{n-1}' =
-# \sum_{k<n}(2k+1)P_k$. The cell checks the second, and the sum, up to $n = 11$.)
+# \sum_{k<n}(2k+1)P_k$. The cell checks both, and their sum, for $n = 1 \ldots 11$.)
 
 # %%
 for n in range(1, 12):
@@ -214,7 +217,7 @@ print("c' = (A c + B f) / t holds exactly for f = x^2 and n = 0 .. 3")
 # %% [markdown]
 # Look at the matrix for $N = 32$. It is lower triangular: a coarse number never needs to know a fine
 # one. Each row is stronger than the one above, because fine detail must be rewritten faster as the ruler
-# stretches.
+# stretches. (This triangle is not the $M$ of lesson 00: its rows and columns are the kept numbers, not time steps.)
 
 # %%
 A32, _ = hippo_matrix("legs", 32)
@@ -230,7 +233,8 @@ MatrixView(A32, title="A of HiPPO-LegS", row_name="changes number n", column_nam
 # Here is a difficulty: $f(t-\theta)$ is the sample that leaves the window, and we threw it away long ago.
 # All we have is our own approximation of it, so we use that: $f(t-\theta)\approx\sum_k c_k\sqrt{2k+1}\,(-1)^k$.
 # The rest goes as before, with $P_n' = (2n-1)P_{n-1} + (2n-5)P_{n-3} + \dots$ for the ruler, and gives
-# (Theorem 1; the paper's numbers are ours times $(-1)^n\sqrt{2n+1}$, the scaling of the Legendre Memory Unit, `lmu`)
+# (Theorem 1; the paper's numbers are ours times $(-1)^n\sqrt{2n+1}$, the scaling of the Legendre Memory Unit, `lmu`,
+# of Voelker, Kajić and Eliasmith 2019, who had this system first)
 #
 # $$A_{nk} = -\frac1\theta\sqrt{(2n+1)(2k+1)}\begin{cases}1 & n \ge k\\ (-1)^{n-k} & n < k\end{cases}\qquad B_n = \frac1\theta\sqrt{2n+1}.$$
 #
@@ -255,11 +259,14 @@ assert torch.allclose(root / theta, B_legt, rtol=1e-12)
 scaling = sign * root
 A_lmu, _ = hippo_matrix("lmu", N, theta=theta)
 assert torch.allclose(scaling[:, None] * A_legt / scaling, A_lmu, rtol=1e-12)
+for r in range(1, 9):  # the identity that the ruler rests on
+    odd = sum((2 * k + 1) * sp.legendre(k, z) for k in range(r - 1, -1, -2))
+    assert sp.expand(sp.diff(sp.legendre(r, z), z) - odd) == 0
 
 # %% [markdown]
 # **Step 6. A fading past: LagT, *translated Laguerre*.** One more choice of what matters: weight $e^{-s}$ for what is
 # $s = t - x$ old, recent things more, nothing ever quite forgotten. The polynomials that are orthogonal under this
-# weight are Laguerre's, $L_n(s)$, and the numbers are $c_n = \int f(x)\,L_n(s)\,e^{-s}\,dx$. Differentiate: the limit
+# weight are Laguerre's, $L_n(s)$, and the numbers are $c_n = \int_{-\infty}^t f(x)\,L_n(s)\,e^{-s}\,dx$. Differentiate: the limit
 # gives $f(t)\,L_n(0) = f(t)$, the rest $\int f\,(L_n' - L_n)\,e^{-s}dx$, and $L_n' = -\sum_{k<n} L_k$. So
 #
 # $$c_n' = f - c_n - \sum_{k<n} c_k,$$
@@ -277,7 +284,7 @@ assert torch.equal(A_lagt, -torch.ones(4, 4).tril()) and torch.equal(B_lagt, tor
 print(A_lagt + 0.0)
 
 # %% [markdown]
-# The three choices, drawn as what they weigh:
+# The three choices, drawn as what they weigh. The papers call such a weighting a *measure*:
 
 # %%
 past = torch.linspace(0, 4, 200)  # seconds; now is t = 4
@@ -303,12 +310,13 @@ show(
 # $$c_k = c_{k-1} + \frac1k\bigl(A\,c_{k-1} + B\,f_k\bigr).$$
 #
 # There is no step size left to tune. But at $k = 1$ the matrix $I + A$ has entries down to about $-2N$, so Euler's
-# first steps overshoot. **Bilinear** takes the mean of the slope before and after,
+# first steps overshoot. **Bilinear** keeps $1/t$ at $1/k$ and takes the mean of $Ac$ before and
+# after,
 #
 # $$c_k = c_{k-1} + \frac1k\Bigl(A\,\frac{c_{k-1} + c_k}{2} + B\,f_k\Bigr),$$
 #
-# which has $c_k$ on both sides: solve for it. Backward Euler takes the slope after. Zero-order hold solves the equation
-# exactly for a sample that is held from $t = k$ to $k + 1$, with $\ln\frac{k+1}{k}$ in place of $1/k$ (paper, appendix
+# which has $c_k$ on both sides: solve for it. Backward Euler takes $Ac$ after. Zero-order hold solves the equation
+# exactly for a sample that is held from $t = k$ to $k + 1$ (from $k - 1$ to $k$ would be infinite for $k = 1$), with $\ln\frac{k+1}{k}$ in place of $1/k$ (paper, appendix
 # B.3). Lesson 02 compares the rules; here they run on the same signal:
 
 # %%
@@ -337,11 +345,11 @@ for n in (2, 4, 8, 16, 32):
 #
 # | exercise | you write | difficulty | minutes | it unlocks |
 # |---|---|---|---|---|
-# | `project_window` | the best numbers, by inner products | 2 | 10 | step 2, from scratch |
-# | `reconstruct_window` | the past, from the numbers | 2 | 10 | the curve in the explorable |
-# | `legs_matrix` | $A$ and $B$ of LegS | 2 | 10 | the start of S4, lesson 03 |
-# | `legs_step` | one bilinear step of LegS | 3 | 15 | a memory of any length |
-# | `legt_matrix` | $A$ and $B$ of LegT | 3 | 15 | the sliding window |
+# | `project_window` | the best numbers, by inner products | 2 | 10 | the curves of exercise 2 |
+# | `reconstruct_window` | the past, from the numbers | 2 | 10 | a past drawn from your numbers |
+# | `legs_matrix` | $A$ and $B$ of LegS | 2 | 10 | its picture, and exercise 4 |
+# | `legs_step` | one bilinear step of LegS | 3 | 15 | a memory of 400 samples, run by your step |
+# | `legt_matrix` | $A$ and $B$ of LegT | 3 | 15 | its picture |
 #
 # ## See
 #
@@ -354,7 +362,7 @@ explore.hippo()
 # %% [markdown]
 # Try this. Let $t$ run to the end with LegT and a small $\theta$: a cliff, and behind it nothing. Change to
 # LegS: the whole past, a little blurred. Now press ×½: the same signal with half the samples. LegS's numbers
-# stay; LegT's move, because its window is counted in samples.
+# move a little, LegT's a lot, because its window is counted in samples.
 #
 # ## Measure
 #
@@ -451,7 +459,8 @@ show(
         x_name="pixel",
         y_name="brightness (standard deviations)",
     ),
-    alt="A row of pixels with sharp edges; 16 numbers follow its broad shape, 128 follow all but the edges.",
+    alt="A row of pixels with sharp edges; 16 numbers follow its broad shape, 128 follow it closely, ring beside the "
+    "edges and miss the fine texture.",
 )
 
 # %% [markdown]
@@ -518,12 +527,13 @@ guess = torch.cat([torch.zeros(1500), inside])  # it knows nothing of what is ol
 print(f"inside its window: {relative_error(inside, signal[-500:]):.1e}")
 print(f"the whole past:    {relative_error(guess, signal):.2f}")
 assert relative_error(inside, signal[-500:]) < 1e-2 < 0.3 < relative_error(guess, signal)
+print(f"energy in the first three quarters: {signal[:1500].square().sum() / signal.square().sum():.2f}")
 
 # %% [markdown]
 # **Drop the $1/t$.** S4 uses the matrix of LegS in $h' = Ah + Bx$, without the $1/t$. That is a time-invariant
 # system, and its memory no longer stretches: its first number obeys $c_0' = -c_0 + f$, the leaking tank of lesson 00.
-# Feed both memories a single pulse, and ask how much of it is left at the end, for a pulse early or late in the record
-# (of length 10, in units where the tank's $A$ is $-1$).
+# Feed both memories a single pulse, early or late in a record of length 10 (in units where the tank's $A$ is $-1$), and
+# look at that first number at the end, times the number of samples.
 
 # %%
 A64, B64 = hippo_matrix("legs", 64)
@@ -531,16 +541,17 @@ l = 2000
 for place in (0.1, 0.3, 0.5, 0.7, 0.9):
     pulse = torch.zeros(l)
     pulse[int(place * l)] = 1.0
-    scaled = l * hippo_project(pulse, 64, "legs", last_only=True).norm()  # with 1/t
+    scaled = l * hippo_project(pulse, 64, "legs", last_only=True)[0]  # with 1/t
     age = torch.tensor(10 * (1 - place))
-    tank = (torch.matrix_exp(age * A64) @ B64)[0]  # without: the first number
-    assert torch.isclose(tank, torch.exp(-age)) and 6 < scaled < 12
-    print(f"pulse at {place:.1f} of the record: with 1/t {scaled:4.1f}, without {tank:.4f}")
+    tank = (torch.matrix_exp(age * A64) @ B64)[0]  # without
+    assert torch.isclose(tank, torch.exp(-age)) and 0.99 < scaled < 1.01
+    print(f"pulse at {place:.1f} of the record: with 1/t {scaled:.3f}, without {tank:.4f}")
 
 # %% [markdown]
-# With $1/t$ an early pulse counts as much as a late one, to within a factor of two (Proposition 5 says so for all of
-# them). Without, it fades by a factor of three thousand. Both are called "LegS" in papers and in code. That is the first
-# thing to check when somebody says that S4 remembers its whole past.
+# With $1/t$ the first number, the mean, gives an early pulse the weight of a late one. Without, the earliest counts three
+# thousand times less than the latest. (For all 64 numbers together, Proposition 5 says that a pulse counts in the order
+# of $1/t$ wherever it lies.) Both are called "LegS" in papers and in code. That is the first thing to check when somebody
+# says that S4 remembers its whole past.
 #
 # ## Remember
 #
@@ -548,7 +559,7 @@ for place in (0.1, 0.3, 0.5, 0.7, 0.9):
 # 2. Differentiate the projection: the past drops out and an ODE in the coefficients is left.
 # 3. LegS weighs all of the past equally, LegT a window, LagT a fading tail. Only LegS has no time scale.
 # 4. Forward Euler on LegS overshoots, a thousandfold already at $N = 8$; bilinear does not, and costs $O(N)$ a step.
-# 5. $N = 1$ is the running mean, a gated update with $g = 1/k$: the seed of Mamba's gate.
+# 5. $N = 1$ is the running mean, a gated update with $\gamma = 1/k$: the seed of Mamba's gate.
 #
 # **Ask yourself**
 #

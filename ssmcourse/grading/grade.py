@@ -39,7 +39,7 @@ def files(path: Path | None) -> list[Path]:
         path = _of_chapter(path)
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.glob("*.ipynb") if not p.name.startswith("."))
+    found = [p for f in (path, path / "exercises") for p in sorted(f.glob("[!.]*.ipynb"))]
     if not found:
         raise WrongCall(f"{path} holds no notebook. `ssmcourse start 00` puts the first ones into work/.")
     return found

@@ -126,11 +126,12 @@ def test_the_learners_copy_holds_no_answers_and_a_damaged_lesson_is_named(run, c
     lesson = course / "notebooks" / "01_hippo.ipynb"
     content = json.loads(lesson.read_text())
     answer = {"output_type": "stream", "name": "stdout", "text": "7"}
-    content["cells"][0] |= {"outputs": [answer], "execution_count": 1}
+    (k,) = [k for k, cell in enumerate(content["cells"]) if cell["cell_type"] == "code"]
+    content["cells"][k] |= {"outputs": [answer], "execution_count": 1}
     lesson.write_text(json.dumps(content))
     assert run("start", "01")[0] == 0
     copy = course / "work" / "notebooks" / "01_hippo.ipynb"
-    assert json.loads(copy.read_text())["cells"][0]["outputs"] == []
+    assert json.loads(copy.read_text())["cells"][k]["outputs"] == []
     copy.unlink()
     lesson.write_text("{")
     code, _, err = run("start", "01")

@@ -14,7 +14,7 @@ NBVAL := $(PYTEST) --nbval-sanitize-with authoring/nbval.cfg --nbval-current-env
 .PHONY: help setup lab test test-slow build lint format bench screenshots lock site clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:
 	@$(or $(PYTHON),python3) bootstrap.py

@@ -43,7 +43,7 @@ def digest(*names):
 
 
 def venv_folder():
-    return os.environ.get("VENV") or os.path.join(ROOT, ".venv")
+    return os.path.abspath(os.environ.get("VENV") or os.path.join(ROOT, ".venv"))
 
 
 def venv_python(venv):
@@ -70,8 +70,34 @@ def pip(venv, what, *args):
         )
 
 
+def whole(venv):
+    """Whether an environment is there, for this version of Python, made at this place, with pip."""
+    probe = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
+    try:
+        found = subprocess.check_output([venv_python(venv), "-c", probe], stderr=subprocess.DEVNULL)
+        activate = os.path.join(os.path.dirname(venv_python(venv)), "activate")
+        with open(activate, errors="replace") as file:
+            here = venv in file.read()
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return here and found.decode().strip() == "%d.%d" % sys.version_info[:2]
+
+
+def make(venv):
+    """A new environment, in place of one that is broken, moved or of another Python."""
+    if os.path.isdir(venv) and os.listdir(venv) and not os.path.exists(os.path.join(venv, "pyvenv.cfg")):
+        sys.exit(
+            "setup: %s is not an environment, and nothing in it was touched. Set VENV to another folder."
+            % venv
+        )
+    print("setup: making %s with Python %d.%d" % (venv, sys.version_info[0], sys.version_info[1]))
+    import venv as venv_module
+
+    venv_module.create(venv, with_pip=True, clear=True, symlinks=os.name != "nt")
+
+
 def install(venv):
-    """Bring .venv up to date; do nothing when it is."""
+    """Bring the environment up to date; do nothing when it is."""
     wanted = {"lock": digest("requirements.lock"), "project": digest("pyproject.toml")}
     stamp = os.path.join(venv, "course-stamp.json")
     try:
@@ -79,19 +105,15 @@ def install(venv):
             have = json.load(file)
     except (OSError, ValueError):
         have = {}
-    if have == wanted:
+    if have == wanted and os.path.exists(venv_python(venv)):
         print("setup: the environment is up to date")
         return
-    if not os.path.exists(venv_python(venv)):
-        print("setup: making %s with Python %d.%d" % (venv, sys.version_info[0], sys.version_info[1]))
-        import venv as venv_module
-
-        venv_module.create(venv, with_pip=True)
+    if not whole(venv):
+        make(venv)
+        have = {}
     if have.get("lock") != wanted["lock"]:
-        print(
-            "setup: installing the locked packages (minutes the first time; log: %s)"
-            % os.path.join(venv, "install.log")
-        )
+        log = os.path.join(venv, "install.log")
+        print("setup: installing the locked packages (minutes the first time; log: %s)" % log)
         sys.stdout.flush()
         pip(venv, "the locked packages", "-r", "requirements.lock")
     print("setup: installing the course itself")

@@ -137,7 +137,9 @@ def grade(
         ),
     ] = None,
     as_json: Json = False,
-    limit: Annotated[float, typer.Option("--limit", min=0.1, help="Seconds that one cell may take.")] = 20.0,
+    limit: Annotated[
+        float, typer.Option("--limit", min=0.1, max=86_400, help="Seconds that one cell may take.")
+    ] = 20.0,
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Also write the verdicts as JUnit XML to this file.")
     ] = None,

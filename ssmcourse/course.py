@@ -152,22 +152,27 @@ def _copy_new(source: Path, target: Path) -> bool:
     content = _unrun(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.new")
-    scratch.write_bytes(content)
     try:
+        scratch.write_bytes(content)
         os.link(scratch, target)  # unlike a rename, refuses to replace what is there
         return True
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
+    except OSError:  # a file system without hard links, or a full one
         return _create(target, content)
     finally:
-        scratch.unlink()
+        scratch.unlink(missing_ok=True)
 
 
 def _create(target: Path, content: bytes) -> bool:
     try:
-        with target.open("xb") as file:
-            file.write(content)
+        file = target.open("xb")
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(content)
+    except OSError:
+        target.unlink()  # ours, and not whole
+        raise
     return True

@@ -98,6 +98,8 @@ def _diagonal(A: Tensor, B: Tensor, dt: Tensor, method: str) -> tuple[Tensor, Te
     if method == "mamba":
         return torch.exp(z), (dt * B).expand(torch.broadcast_shapes(z.shape, B.shape))
     alpha = GBT_ALPHA[method]
+    if bool((alpha * z == 1).any()):
+        raise ValueError(_no_step(method, alpha))
     return (1 + (1 - alpha) * z) / (1 - alpha * z), dt * B / (1 - alpha * z)
 
 
@@ -118,11 +120,15 @@ def _dense(A: Tensor, B: Tensor, dt: Tensor, method: str) -> tuple[Tensor, Tenso
         try:
             after = torch.linalg.solve(eye - alpha * z, after)
         except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-            raise ValueError(
-                f"dt: got a step at which I - {alpha:g} dt A is singular, expected one without; {method} is "
-                f"undefined where dt times an eigenvalue of A is {1 / alpha:g}: take a smaller step, or zoh"
-            ) from None
+            raise ValueError(_no_step(method, alpha)) from None
     return after[..., :n], after[..., n]
+
+
+def _no_step(method: str, alpha: float) -> str:
+    return (
+        f"dt: got a step at which I - {alpha:g} dt A is singular, expected one without; {method} is "
+        f"undefined where dt times an eigenvalue of A is {1 / alpha:g}: take a smaller step, or zoh"
+    )
 
 
 def _matrix_exp(z: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def hippo_project(
     Raises:
         ValueError: an argument that does not fit, or LegS `zoh` together with times.
 
-    Differentiable in f and in times.
+    Differentiable in f and in times (once: a second derivative needs backend="reference" for LegS).
 
     Cost for each sample: LegS O(n) with backend `cpu`, `zoh` excepted; the other measures O(n^2)
     when samples are even; otherwise a dense discretisation, O(n^3). Memory beside f and the

@@ -38,6 +38,9 @@ def linear_scan(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
+    Gates are multiplied with each other inside a block by backend "triton": where such a product leaves the
+    range of a float, it gives 0 or NaN and the others, which go step by step, the exact result.
+
     Gradients of a, b and the initial state to any order; that of a shared gate is summed over those who
     share it. `torch.compile` and `torch.func.vmap` work; torch.func.grad needs backend="reference".
 

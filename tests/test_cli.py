@@ -311,3 +311,22 @@ def test_a_reader_that_goes_away(course):
     command = f"'{sys.executable}' -m ssmcourse.cli list | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_grade_shows_a_cell_that_fails_in_two_lines(run, course):
+    (course / "answer.py").write_text("import nosuchmodule\ndef run_memory(a, x):\n    return x\n")
+    code, out, err = run("grade", "answer.py")
+    assert code in (0, 1)
+    assert "nosuchmodule" in out
+    assert "Traceback" not in out + err
+
+
+def test_grade_takes_a_chapter_and_the_work_folder(run, course):
+    assert run("start", "00")[0] == 0
+    for wanted in ("00", "work"):
+        code, out, _ = run("grade", wanted)
+        assert code == 0
+        assert "start.run_memory" in out
+    code, _, err = run("grade", "44")
+    assert code == 2
+    assert "44 does not exist" in err

@@ -43,7 +43,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 def lend_packages(environment: Path) -> None:
-    venv.create(environment, with_pip=False)
+    venv.create(environment, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}))
     (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
@@ -195,3 +195,29 @@ def test_importing_ssmcourse_is_quick_and_leaves_torch_alone():
     runs = [run([sys.executable, "-c", code], ROOT).split() for _ in range(3)]
     assert min(float(seconds) for seconds, _ in runs) < 0.2
     assert {torch for _, torch in runs} == {"False"}
+
+
+def test_a_broken_moved_or_foreign_environment_is_made_anew_and_nothing_else_is_touched(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import bootstrap
+
+    environment = tmp_path / "env"
+    assert not bootstrap.whole(str(environment))
+    environment.mkdir()
+    (environment / "thesis.tex").write_text("mine")
+    with pytest.raises(SystemExit, match="is not an environment, and nothing in it was touched"):
+        bootstrap.make(str(environment))
+    assert (environment / "thesis.tex").read_text() == "mine"
+    (environment / "thesis.tex").unlink()
+    lend_packages(environment)
+    assert bootstrap.whole(str(environment))
+    moved = tmp_path / "elsewhere"
+    environment.rename(moved)
+    assert not bootstrap.whole(str(moved))
+    (moved / "bin" / "python").unlink()
+    assert not bootstrap.whole(str(moved))
+    bootstrap.make(str(moved))
+    assert bootstrap.whole(str(moved))
+    assert "making" in capsys.readouterr().out

@@ -42,13 +42,20 @@ def _scan(a, b, entering, h, begin, end, lo, hi, reverse):
 
 
 @native
+def _held(product):
+    """Whether a product of gates is well inside the range of a float32."""
+    size = abs(product.real) + abs(product.imag)
+    return 1e-30 < size < 1e30
+
+
+@native
 def _scan_narrow(a, b, entering, h, begin, end, lo, hi, reverse):
     """The same for a few channels, one after another.
 
     A step must wait for the product and the sum of the step before: 8 cycles, with the memory idle.
     So the maps of four steps, h -> decay * h + local, are composed first, which waits for nothing;
-    then the state goes through all four at once. The products overflow only if a gate exceeds
-    1e9 in float32.
+    then the state goes through all four at once. Where a product leaves the range of a float
+    (`_held` says no), the four steps are done one by one.
     """
     differs, moves = a.shape[0] > 1, a.shape[1] > 1
     start, onward = (end - 1, -1) if reverse else (begin, 1)
@@ -65,11 +72,16 @@ def _scan_narrow(a, b, entering, h, begin, end, lo, hi, reverse):
                 decay1, local1 = a1 * decay0, a1 * local0 + x[t1]
                 decay2, local2 = a2 * decay1, a2 * local1 + x[t2]
                 decay3, local3 = a3 * decay2, a3 * local2 + x[t3]
-                out[t0] = decay0 * state + local0
-                out[t1] = decay1 * state + local1
-                out[t2] = decay2 * state + local2
-                state = decay3 * state + local3
-                out[t3] = state
+                after = decay3 * state + local3
+                if _held(decay1) and _held(decay2) and _held(decay3) and np.isfinite(after):
+                    out[t0] = decay0 * state + local0
+                    out[t1] = decay1 * state + local1
+                    out[t2] = decay2 * state + local2
+                    out[t3] = state = after
+                else:
+                    for t in (t0, t1, t2, t3):
+                        state = gate[t * moves] * state + x[t]
+                        out[t] = state
             for step in range(in_fours, end - begin):
                 t = start + onward * step
                 state = gate[t * moves] * state + x[t]
@@ -115,8 +127,10 @@ def _through(a, x, decay, local, begin, end, reverse, gradient):
                 gate = np.conj(a_t[k]) if gradient else a_t[k]
                 local_i[k] = gate * (local_i[k] + x_t[k]) if gradient else gate * local_i[k] + x_t[k]
                 product = gate * decay_i[k]
-                # Zero in good time: arithmetic on denormals would take 30 times as long.
-                decay_i[k] = product if abs(product.real) + abs(product.imag) > 1e-30 else 0
+                # Zero in good time: arithmetic on denormals would take 30 times as long. A gate that
+                # would make it grow again asks for the exact way, one step at a time, by a NaN.
+                size, gain = abs(product.real) + abs(product.imag), abs(gate.real) + abs(gate.imag)
+                decay_i[k] = product if not size <= 1e-30 else 0 if gain <= 1 else np.nan
 
 
 # --- Who does what ----------------------------------------------------------------------------
@@ -187,8 +201,8 @@ def _entering(
     in_order = pieces[::-1] if reverse else pieces
     maps = [(np.empty_like(first), np.empty_like(first)) for _ in in_order[:-1]]
     run(_through, [(a, x, *m, *p, reverse, gradient) for p, m in zip(in_order, maps, strict=False)])
-    if not all(np.isfinite(m).all() for m in maps):
-        return [((0, x.shape[1]), first)]  # the product of a piece's gates overflowed: one step at a time
+    if not all(np.isfinite(m).all() for m in (*maps, (first,))):
+        return [((0, x.shape[1]), first)]  # products that a float cannot hold: one step at a time
     states = [first]
     for decay, local in maps:
         states.append(decay * states[-1] + local)

@@ -46,7 +46,7 @@ def cells(path: Path) -> list[Cell]:
         WrongCall: the file is not there, or is neither.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise WrongCall(f"{path} cannot be read: {reason}.") from None
@@ -55,7 +55,7 @@ def cells(path: Path) -> list[Cell]:
     try:
         found = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
         return [Cell(f"cell {i}", "".join(c["source"])) for i, c in enumerate(found, 1)]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise WrongCall(
             f"{path} is not a notebook: expected the .ipynb format, version 4, or a .py file."
         ) from None
@@ -148,7 +148,7 @@ def _run_cell(cell: Cell, names: dict[str, Any], limit: float) -> str:
     source = plain(cell.source)
     linecache.cache[cell.label] = (len(source), None, source.splitlines(keepends=True), cell.label)
     try:
-        code = compile(source, cell.label, "exec")
+        code = compile(source, cell.label, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         return f"{cell.label} does not compile. {told(error)}"
     with captured(Printed()):

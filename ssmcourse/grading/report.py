@@ -59,7 +59,7 @@ class Report:
         head = f"{self.title} ({self.id}): {self.status}" if self.id else self.message
         out = [(self.status, head)]
         if self.id and self.message:
-            out.append(("", self.message))
+            out += [("", line) for line in self.message.splitlines()]
         for layer in self.layers:
             late = f" ({NOT_REACHED})" if layer.status == NOT_REACHED else ""
             out.append((layer.status, layer.name + late))
@@ -67,7 +67,7 @@ class Report:
                 out.append(("values" if text.startswith(("expected ", "got ")) else "", text))
             if layer.diagnosis:
                 out.append(("likely", f"Likely mistake: {layer.diagnosis}."))
-        out += [("", note) for note in self.notes]
+        out += [("", line) for note in self.notes for line in note.splitlines()]
         if self.printed:
             out.append(("", "Your code printed:"))
             out += [("printed", line) for line in self.printed.splitlines()]

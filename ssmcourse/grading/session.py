@@ -154,7 +154,7 @@ def hint(target: Any, n: int | None = None) -> Note:
         exercise = registry.find(_name(target))
     except ValueError as error:
         return Note("", str(error))
-    if n is not None and n not in (1, 2, 3):
+    if n is not None and (type(n) is not int or n not in (1, 2, 3)):
         return Note("", f"hint: got n = {n!r}, expected 1, 2 or 3.")
 
     def change(data: dict[str, Any]) -> int:

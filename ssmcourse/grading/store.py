@@ -105,7 +105,7 @@ def _read_or_set_aside(file: Path) -> tuple[dict[str, Any], str]:
 def _parse(file: Path) -> dict[str, Any] | None:
     """The content; None when it is not ours or not whole."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return empty()
     except UnicodeDecodeError:
@@ -125,9 +125,17 @@ def _parse(file: Path) -> dict[str, Any] | None:
         )
     for part in ("exercises", "predictions"):
         entries = data.setdefault(part, {})
-        if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
             return None
     return data
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry's fields, where they are there, are what this module writes."""
+    if not isinstance(entry, dict):
+        return False
+    counts = [entry.get("attempts", 0), entry.get("hints", 0)]
+    return all(type(n) is int and n >= 0 for n in counts) and isinstance(entry.get("question", ""), str)
 
 
 def _free_name(file: Path) -> Path:
@@ -148,8 +156,9 @@ def _write(file: Path, data: dict[str, Any]) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(scratch, file)
-    except OSError as error:
-        raise StoreError(f"Progress could not be saved to {file}: {error.strerror}.") from None
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"Progress could not be saved to {file}: {reason}.") from None
 
 
 @contextlib.contextmanager

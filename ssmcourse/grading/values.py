@@ -88,10 +88,3 @@ def number(value: Any) -> str:
     if isinstance(value, complex):
         return f"{value.real:.5g}{value.imag:+.5g}j"
     return f"{value + 0.0:.5g}" if isinstance(value, float) else str(value)  # + 0.0 turns -0 into 0
-
-
-def shares_memory(a: Any, b: Any) -> bool:
-    """Whether two tensors look at the same storage."""
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or not a.numel() or not b.numel():
-        return False
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

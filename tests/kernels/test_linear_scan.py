@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import subprocess
 import sys
 
@@ -308,3 +309,46 @@ def test_compiles_ahead_of_time(backend, tmp_path, monkeypatch):
     if "no compiler" in done.stdout:
         pytest.skip(f"the extra [gpu] brings the CUDA toolkit; {done.stdout.strip()}")
     assert "compiled" in done.stdout
+
+
+def _then_ones(*gates: float) -> torch.Tensor:
+    return torch.tensor([*gates, *[1.0] * (8 - len(gates))]).reshape(1, 8, 1)
+
+
+def _halved_then_doubled() -> torch.Tensor:
+    a = torch.ones(1, 9000, 8)
+    a[:, 100:220], a[:, 2000:2120] = 0.5, 2.0
+    return a
+
+
+@pytest.mark.parametrize(
+    ("a", "state", "last"),
+    [
+        (_then_ones(1e-25, 1e-25, 1e25, 1e25), 1e30, 1e30),
+        (_then_ones(1e20, 1e20, 0.0), 0.0, 0.0),
+        (_then_ones(*[1e-20] * 8), math.inf, math.inf),
+        (_then_ones(1.0, math.inf), 1.0, math.inf),
+        (_halved_then_doubled(), 1.0, 1.0),
+        (torch.full((1, 9000, 8), 0.5), math.inf, math.inf),
+    ],
+    ids=[
+        "tiny then huge",
+        "huge then zero",
+        "inf state",
+        "inf gate",
+        "through pieces",
+        "inf state in pieces",
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_products_of_gates_that_a_float_cannot_hold(a, state, last, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first = torch.full((1, a.shape[2]), state)
+        h = linear_scan(a, torch.zeros_like(a), first, backend="cpu")
+        expected = linear_scan(a, torch.zeros_like(a), first, backend="reference")
+    finally:
+        torch.set_num_threads(before)
+    assert mismatch(h, expected, terms=a.shape[1]) is None
+    assert h[0, -1, 0].item() == pytest.approx(last)

@@ -86,15 +86,14 @@ def notebook(source: Path, *, stub: bool = False) -> NotebookNode:
 def execute(nb: NotebookNode, folder: Path) -> None:
     """Run every cell from `folder`, then make the outputs reproducible. Progress goes to a scratch file."""
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["SSMCOURSE_PROGRESS"] = str(Path(scratch) / "progress.json")
-        os.environ["OMP_NUM_THREADS"] = "1"
+        progress = str(Path(scratch) / "progress.json")
         NotebookClient(
             nb,
             timeout=TIMEOUT,
             coalesce_streams=True,
             record_timing=False,
             resources={"metadata": {"path": str(folder)}},
-        ).execute()
+        ).execute(env=os.environ | {"SSMCOURSE_PROGRESS": progress, "OMP_NUM_THREADS": "1"})
     nb.metadata.pop("widgets", None)
     nb.metadata["language_info"] = NotebookNode({"name": "python"})
     count = 0

@@ -17,11 +17,11 @@ SETTINGS = {
 }
 
 
-def command(arguments: list[str]) -> list[str]:
-    """The command that starts the server; `arguments` go to JupyterLab as they are."""
-    lesson = start("00").lesson.relative_to(root())
+def command(base: Path, arguments: list[str]) -> list[str]:
+    """The command that serves the folder `base`; `arguments` go to JupyterLab as they are."""
+    lesson = start("00").lesson.relative_to(base)
     line = [
-        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root()}",
+        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={base}",
         f"--LabApp.default_url=/lab/tree/{lesson.as_posix()}", "--Application.log_level=WARN",
     ]  # fmt: skip
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -37,10 +37,11 @@ def open_lab(arguments: list[str]) -> None:
     """
     if importlib.util.find_spec("jupyterlab") is None:
         raise CourseError("JupyterLab is not installed here: run `pip install 'ssmcourse[lab]'`.")
-    line = command(arguments)
-    os.environ["JUPYTERLAB_SETTINGS_DIR"] = str(_settings(root()))
+    base = root()
+    line = command(base, arguments)
+    os.environ["JUPYTERLAB_SETTINGS_DIR"] = str(_settings(base))
     print("lab: starting JupyterLab; stop it with Ctrl+C", flush=True)
-    os.chdir(root())
+    os.chdir(base)
     if os.name == "nt":
         sys.exit(subprocess.call(line))
     os.execv(line[0], line)

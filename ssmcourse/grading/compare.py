@@ -50,6 +50,22 @@ def kind(
         raise Failure(f"{label} is {values.kind(got)}; expected a number.", _returned(got))
 
 
+def diagnosed_kind(
+    got: Any,
+    expected: Any,
+    mistakes: dict[str, Any],
+    names: tuple[str, ...] = (),
+    *,
+    terms: int = 1,
+    any_float: bool = False,
+) -> None:
+    """`kind`, where a wrong shape gets the words of the known mistake that makes it."""
+    try:
+        kind(got, expected, names, any_float=any_float)
+    except WrongShape as failure:
+        raise Failure(failure.message, known(got, mistakes, terms) or failure.diagnosis) from None
+
+
 def _kind_of_tuple(
     got: Any, expected: tuple[Any, ...], names: tuple[str, ...], label: str, any_float: bool
 ) -> None:
@@ -146,10 +162,7 @@ def same(
         any_float: as in `kind`.
     """
     what = what or "The answer"
-    try:
-        kind(got, expected, names, any_float=any_float)
-    except WrongShape as failure:
-        raise Failure(failure.message, known(got, mistakes or {}, terms) or failure.diagnosis) from None
+    diagnosed_kind(got, expected, mistakes or {}, names, terms=terms, any_float=any_float)
     part = _first_difference(got, expected, terms, names)
     if part is None:
         return

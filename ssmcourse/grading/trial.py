@@ -80,11 +80,8 @@ class Trial:
         with self.layer(SHAPE_LAYER):
             self._fits(args)
             got = self.call(*args)
-            try:
-                compare.kind(got, expect, self.exercise.results, any_float=any_float)
-            except compare.WrongShape as failure:
-                words = compare.known(got, self._mistakes_for(args)) or failure.diagnosis
-                raise Failure(failure.message, words) from None
+            mistakes = self._mistakes_for(args)
+            compare.diagnosed_kind(got, expect, mistakes, self.exercise.results, any_float=any_float)
         with self.layer(EXAMPLE_LAYER):
             self._compare(args, got, expect, terms, {}, any_float)
 

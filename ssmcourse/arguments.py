@@ -1,0 +1,136 @@
+"""What an operator asks of its arguments: one clear line when a shape, dtype or device does not fit.
+
+    given = Arguments()
+    given.activation("x", x, "b l d")          # the first one sets sizes, dtype and device
+    given.activation("B", B, "b l n", "b l g n", "d n")
+    given.parameter("A", A, "d n")
+    given.sizes["n"]
+
+A shape is written as letters (lesson 00 has the table of them). A letter has the size that it had when it
+was first seen; `1` is a size, and `...` in front stands for any leading dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPLEX = (torch.complex64, torch.complex128)
+COMPLEX_OF = {
+    torch.float16: torch.complex64,
+    torch.bfloat16: torch.complex64,
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
+}
+
+
+class Arguments:
+    """Checks the arguments of one call and remembers the sizes of the letters.
+
+    Every method takes the argument's name, its value (None, for an optional one, passes) and the shapes
+    that it may have; they raise a ValueError that says what was got and what is expected.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.source: dict[str, str] = {}  # letter -> the argument that set its size
+        self.first = ""
+        self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
+
+    def activation(self, name: str, value: Any, *shapes: str, is_complex: bool = False) -> None:
+        """x, dt, B, C, z, ...: they all share one dtype, or with `is_complex` have its complex twin."""
+        if value is None:
+            return
+        if self.dtype is None:
+            self._tensor(name, value, FLOATING, "float16, bfloat16, float32 or float64")
+            self.dtype, self.device, self.first = value.dtype, value.device, name
+        else:
+            wanted = COMPLEX_OF[self.dtype] if is_complex else self.dtype
+            self._tensor(name, value, (wanted,), f"{wanted} to go with {self.first} ({self.dtype})")
+        self._shape(name, value, shapes)
+
+    def parameter(self, name: str, value: Any, *shapes: str, may_be_complex: bool = False) -> None:
+        """A, D, dt_bias, states, ...: any floating dtype, float32 beside half activations say."""
+        if value is None:
+            return
+        expected = FLOATING + COMPLEX if may_be_complex else FLOATING
+        self._tensor(
+            name, value, expected, "a floating or complex one" if may_be_complex else "a floating one"
+        )
+        self._shape(name, value, shapes)
+
+    def integers(self, name: str, value: Any, *shapes: str) -> None:
+        """seq_idx, ...: any integer dtype."""
+        if value is None:
+            return
+        integral = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        self._tensor(name, value, integral, "an integer one")
+        self._shape(name, value, shapes)
+
+    def _tensor(self, name: str, value: Any, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: got {type(value).__name__}, expected a torch tensor")
+        if value.layout != torch.strided:
+            raise ValueError(f"{name}: got a tensor of layout {value.layout}, expected a dense (strided) one")
+        if value.dtype not in dtypes:
+            raise ValueError(f"{name}: got dtype {value.dtype}, expected {expected}")
+        if self.device is None:
+            self.device, self.first = value.device, name
+        if value.device != self.device:
+            raise ValueError(
+                f"{name}: got a tensor on {value.device}, expected {self.first}'s device {self.device}"
+            )
+
+    def _shape(self, name: str, value: Tensor, shapes: tuple[str, ...]) -> None:
+        for shape in shapes:
+            letters = shape.split()
+            sizes = list(value.shape)
+            if letters[0] == "...":
+                letters = letters[1:]
+                sizes = sizes[max(0, len(sizes) - len(letters)) :]
+            if len(letters) != len(sizes):
+                continue
+            if all(self._fits(letter, size) for letter, size in zip(letters, sizes, strict=True)):
+                for letter, size in zip(letters, sizes, strict=True):
+                    if letter.isalpha() and letter not in self.sizes:
+                        self.sizes[letter], self.source[letter] = size, name
+                return
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {self._wanted(shapes)}")
+
+    def _fits(self, letter: str, size: int) -> bool:
+        if letter.isalpha():
+            return self.sizes.get(letter, size) == size
+        return int(letter) == size
+
+    def _wanted(self, shapes: tuple[str, ...]) -> str:
+        """The shapes in letters and, where known, in numbers: "(b, l, n) with b=2, l=16 as in x"."""
+        text = " or ".join(
+            "(" + ", ".join(s.split()) + ("," if len(s.split()) == 1 else "") + ")" for s in shapes
+        )
+        known = dict.fromkeys(letter for s in shapes for letter in s.split() if letter in self.sizes)
+        if not known:
+            return text
+        sources = dict.fromkeys(self.source[letter] for letter in known)
+        sizes = ", ".join(f"{letter}={self.sizes[letter]}" for letter in known)
+        return f"{text} with {sizes} as in {' and '.join(sources)}"
+
+
+def groups(name: str, g: int, of: str, n: int) -> None:
+    """Refuse g groups that do not share out n channels or heads evenly.
+
+    Args:
+        name: the argument that has the groups.
+        of: what is shared out, "channels" or "heads".
+    """
+    if g < 1 or n % g:
+        raise ValueError(f"{name}: got {g} groups for {n} {of}, expected a number that divides {n}")
+
+
+def one_of(name: str, value: Any, choices: tuple) -> None:
+    """Refuse an option that is not one of its names."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")

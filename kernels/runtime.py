@@ -164,11 +164,13 @@ def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
     """The implementation of `operator` to call for tensors on a device of the type `where`.
 
     Args:
-        backend: a name from `backends(operator)`, or "auto": the first of them that takes such tensors.
+        backend: a name from `backends(operator)`, or "auto": the first of them that takes such tensors. Inside
+            torch.func.grad, jvp and their like, and in forward-mode differentiation, that is the first
+            one written in torch: a compiled operator would stop there, or drop the tangent in silence.
         where: `tensor.device.type`.
     Raises:
-        ValueError: the backend is unknown, does not run here, or does not take such tensors. The
-            message says which, why, and what there is.
+        ValueError: the backend is unknown, does not run here, or does not take such tensors or the way they
+            are being differentiated. The message says which, why, and what there is.
     """
     name = _load(operator, backend, where)
     return _LOADED[operator][name]
@@ -180,13 +182,17 @@ _LOADED: dict[str, dict[str, Callable[..., Any]]] = {}
 def _load(operator: str, backend: str, where: str) -> str:
     """The name of the backend chosen, once its implementation is in _LOADED."""
     usable = backends(operator)
-    fitting = [name for name in usable if device_type(name) in (where, "any")]
+    in_torch = _traced_by_torch()
+    fitting = [name for name in usable if device_type(name) in (("any",) if in_torch else (where, "any"))]
     name = fitting[0] if backend == "auto" else backend
     if name not in fitting:
         if name not in _implementations(operator):
             why = "which is not one of its names"
         elif name not in usable:
             why = f"which does not run here: {_found(name).why}"
+        elif in_torch:
+            why = "which torch.func.grad, jvp and forward-mode differentiation cannot see into"
+            usable = fitting
         else:
             why = f"which does not take tensors on {where!r}"
         raise ValueError(f"backend: got {backend!r}, {why}. {operator} has here: auto, {', '.join(usable)}")
@@ -202,6 +208,18 @@ def _load(operator: str, backend: str, where: str) -> str:
 
 # To torch.compile the name is a constant. The public decorator for that would import triton.
 _load._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _traced_by_torch() -> bool:
+    """Is a transform at work that differentiates torch's own operations, one after another?"""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return (
+        any(level.key() in _DIFFERENTIATING for level in levels)
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+_DIFFERENTIATING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
 def _found(backend: str) -> _Found:

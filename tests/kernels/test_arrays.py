@@ -1,0 +1,60 @@
+"""Half types in a compiled kernel are the numbers that torch says they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
+from ssmcourse.kernels.threads import native
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@native
+def _widened(source, target):
+    for i in range(len(source)):
+        target[i] = widen(source[i])
+
+
+@native
+def _narrowed(source, target):
+    for i in range(len(source)):
+        target[i] = narrow(source[i], target[i])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_half_number_is_widened_exactly(dtype):
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    got = np.empty(len(every), np.float32)
+    _widened(as_array(every), got)
+    assert torch.equal(torch.from_numpy(got).nan_to_num(7), every.float().nan_to_num(7))
+    assert np.isnan(got).sum() == every.isnan().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rounding_is_that_of_torch(dtype):
+    generator = torch.Generator().manual_seed(0)
+    every_exponent = torch.randint(-(1 << 31), 1 << 31, (200_000,), generator=generator).to(torch.int32)
+    edges = torch.tensor([0.0, -0.0, 65504.0, 65520.0, 1e-8, 3.4e38, torch.inf, -torch.inf, torch.nan])
+    halves = torch.arange(1 << 16, dtype=torch.int32) << 16
+    ties = torch.cat([halves + 0x8000, halves + 0x7FFF, halves + 0x8001]).view(torch.float32)
+    numbers = torch.cat([every_exponent.view(torch.float32), edges, ties, (1 + torch.arange(4096) / 4096)])
+    tensor, array = empty(tuple(numbers.shape), dtype)
+    _narrowed(numbers.numpy(), array)
+    assert torch.equal(tensor.isnan(), numbers.isnan())
+    assert torch.equal(tensor.nan_to_num(7), numbers.to(dtype).nan_to_num(7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+def test_other_types_pass_unchanged(dtype):
+    numbers = torch.randn(10, dtype=dtype)
+    tensor, array = empty((10,), dtype)
+    _narrowed(as_array(numbers), array)
+    assert torch.equal(tensor, numbers)
+
+
+def test_an_array_holds_what_a_lazy_conjugate_means():
+    z = torch.tensor([1 + 2j])
+    assert as_array(z.conj())[0] == 1 - 2j
+    assert as_array(z.conj().imag)[0] == -2
+    assert as_array(None) is None

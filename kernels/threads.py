@@ -11,11 +11,14 @@ thread, as it does in the workers of a DataLoader.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -30,9 +33,20 @@ def native(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)
+        compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to write a cache: a read-only installation
         return numba.njit(**options)(function)
+    # Numba looks only at the function's own file to know whether what it has on disk is still true.
+    file = compiled._cache._cache_file
+    file._source_stamp = (file._source_stamp, _source_of_all(Path(function.__code__.co_filename).parent))
+    return compiled
+
+
+@functools.cache
+def _source_of_all(folder: Path) -> str:
+    """A digest of all that a kernel of this folder may be compiled from: the folder, and the files beside this."""
+    sources = sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def run(kernel: Callable[..., Any], jobs: Iterable[tuple]) -> None:

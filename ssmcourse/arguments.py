@@ -4,6 +4,7 @@
     given.activation("x", x, "b l d")          # the first one sets sizes, dtype and device
     given.activation("B", B, "b l n", "b l g n", "d n")
     given.parameter("A", A, "d n")
+    given.parameter("D", D, "d", optional=True)  # None passes
     given.sizes["n"]
 
 A shape is written as letters (lesson 00 has the table of them). A letter has the size that it had when it
@@ -30,8 +31,8 @@ COMPLEX_OF = {
 class Arguments:
     """Checks the arguments of one call and remembers the sizes of the letters.
 
-    Every method takes the argument's name, its value (None, for an optional one, passes) and the shapes
-    that it may have; they raise a ValueError that says what was got and what is expected.
+    Every method takes the argument's name, its value (None passes if it is optional) and the shapes that
+    it may have, and raises a ValueError that says what was got and what is expected.
     """
 
     def __init__(self) -> None:
@@ -41,9 +42,11 @@ class Arguments:
         self.dtype: torch.dtype | None = None
         self.device: torch.device | None = None
 
-    def activation(self, name: str, value: Any, *shapes: str, is_complex: bool = False) -> None:
+    def activation(
+        self, name: str, value: Any, *shapes: str, optional: bool = False, is_complex: bool = False
+    ) -> None:
         """x, dt, B, C, z, ...: they all share one dtype, or with `is_complex` have its complex twin."""
-        if value is None:
+        if value is None and optional:
             return
         if self.dtype is None:
             self._tensor(name, value, FLOATING, "float16, bfloat16, float32 or float64")
@@ -53,9 +56,11 @@ class Arguments:
             self._tensor(name, value, (wanted,), f"{wanted} to go with {self.first} ({self.dtype})")
         self._shape(name, value, shapes)
 
-    def parameter(self, name: str, value: Any, *shapes: str, may_be_complex: bool = False) -> None:
+    def parameter(
+        self, name: str, value: Any, *shapes: str, optional: bool = False, may_be_complex: bool = False
+    ) -> None:
         """A, D, dt_bias, states, ...: any floating dtype, float32 beside half activations say."""
-        if value is None:
+        if value is None and optional:
             return
         expected = FLOATING + COMPLEX if may_be_complex else FLOATING
         self._tensor(
@@ -63,9 +68,9 @@ class Arguments:
         )
         self._shape(name, value, shapes)
 
-    def integers(self, name: str, value: Any, *shapes: str) -> None:
+    def integers(self, name: str, value: Any, *shapes: str, optional: bool = False) -> None:
         """seq_idx, ...: any integer dtype."""
-        if value is None:
+        if value is None and optional:
             return
         integral = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
         self._tensor(name, value, integral, "an integer one")

@@ -40,7 +40,7 @@ def fft_conv(x: Tensor, kernel: Tensor, D: Tensor | None = None) -> Tensor:
     given = Arguments()
     given.activation("x", x, "b l d")
     given.parameter("kernel", kernel, "d l")
-    given.parameter("D", D, "d")
+    given.parameter("D", D, "d", optional=True)
     working = working_dtype(x, kernel, D)
     wide, taps = x.to(working), kernel.to(working)
     if x.numel() == 0:

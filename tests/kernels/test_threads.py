@@ -150,3 +150,23 @@ def test_a_place_that_cannot_be_written_to_needs_no_cache(tmp_path: Path):
     env = os.environ | {"NUMBA_CACHE_DIR": str(module / "not_a_folder")}
     done = subprocess.run([sys.executable, str(module)], env=env, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == ("42\n", 0), done.stderr
+
+
+def test_a_change_in_a_file_beside_it_compiles_a_kernel_again(tmp_path):
+    """Numba alone would load the old machine code: it looks at the kernel's own file only."""
+    (tmp_path / "kernel.py").write_text(
+        "from helper import add\n"
+        "from ssmcourse.kernels.threads import native\n"
+        "@native\n"
+        "def f(x): return add(x)\n"
+        "print(f(1), sum(f.stats.cache_hits.values()))\n"
+    )
+    seen = []
+    for added in (1, 1, 10):
+        (tmp_path / "helper.py").write_text(
+            f"import numba\nadd = numba.njit(lambda x: x + {added})\n" + "#" * added
+        )
+        command = [sys.executable, "kernel.py"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        seen.append(done.stdout.strip())
+    assert seen == ["2 0", "2 1", "11 0"], done.stderr

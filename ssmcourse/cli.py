@@ -231,6 +231,51 @@ def hint(
     typer.echo(str(session.hint(id, number)).replace(in_notebook, in_shell))
 
 
+@app.command()
+def bench(
+    operator: Annotated[
+        str | None,
+        typer.Argument(help="The operator, as selective_scan. Without it: all, one after another."),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", min=1, help="Threads; may be given twice. Without it: 1 and 2."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One case, three turns, one thread, no memory.")
+    ] = False,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Weigh the peak memory, too.")] = True,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sizes", help="Your own case, as 1,2048,768,16; may be given twice. Needs an OPERATOR."
+        ),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
+) -> None:
+    """Measure the operators beside what else one can install: time, error, memory, the machine's limit.
+
+    Exits 1 when one of ours is wrong or a measurement breaks off. All of it takes about a quarter of an hour.
+    """
+    from ssmcourse.bench import command
+
+    plan = command.plan(operator, threads, sizes, quick=quick, memory=memory)
+    results = {}
+    for name in command.names(operator):
+        results[name] = command.measured(name, plan)
+        if file:
+            _write(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    if not all(map(command.sound, results.values())):
+        raise typer.Exit(1)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WrongCall(f"--json: {file} cannot be written: {error.strerror}.") from None
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(context: typer.Context) -> None:
     """Open JupyterLab on your copy of lesson 00. What follows goes to JupyterLab: lab --no-browser."""

@@ -1,0 +1,9 @@
+"""How fast is it, and how right? The operators beside what else one can install, on this machine.
+
+    ssmcourse bench selective_scan
+
+`timing` measures, `limits` says what the machine could do at best, `operators` has the cases, `loops`, `peers`
+and `jax_peers` the rivals, `contestants` brings them all to one form, `compare` lets them run, `memory` weighs
+them, `worker` does this in a process of its own, `session` starts the workers, `tables` prints and `plots`
+draws what came out.
+"""

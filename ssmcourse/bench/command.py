@@ -1,0 +1,77 @@
+"""The command `ssmcourse bench`: what was asked for, and the report while it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from ssmcourse.bench import session, tables
+from ssmcourse.bench.operators import OPERATORS
+from ssmcourse.bench.session import Plan
+from ssmcourse.course import WrongCall
+
+
+def names(operator: str | None) -> list[str]:
+    """The operators asked for.
+
+    Raises:
+        WrongCall: there is none of that name.
+    """
+    if operator is None:
+        return list(OPERATORS)
+    if operator not in OPERATORS:
+        raise WrongCall(f"There is no operator {operator!r} to measure; there are {', '.join(OPERATORS)}.")
+    return [operator]
+
+
+def plan(
+    operator: str | None,
+    threads: Sequence[int] | None,
+    sizes: Sequence[str] | None,
+    *,
+    quick: bool,
+    memory: bool,
+) -> Plan:
+    """The options of the command line as a plan.
+
+    Raises:
+        WrongCall: sizes that are none, or do not fit the operator.
+    """
+    names(operator)
+    if sizes and operator is None:
+        raise WrongCall("--sizes: needs an operator, since every operator has its own.")
+    own = tuple(_parsed(operator, text) for text in sizes or ()) if operator else ()
+    return Plan(threads=tuple(threads or (1, 2)), quick=quick, memory=memory, sizes=own)
+
+
+def _parsed(operator: str, text: str) -> tuple[int, ...]:
+    letters = OPERATORS[operator].letters
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != len(letters.split()) or min(numbers, default=0) < 1:
+        example = ",".join(map(str, next(iter(OPERATORS[operator].cases))))
+        raise WrongCall(f"--sizes: got {text!r}, expected {letters} of {operator}, as {example}.")
+    return numbers
+
+
+def measured(name: str, plan: Plan) -> dict[str, Any]:
+    """Measure an operator and print its tables; what is being measured stands in a line that goes away."""
+    console = Console(highlight=False)
+    with console.status(name) as status:
+        result = session.measure(name, plan, lambda line: status.update(line))
+    for piece in tables.terminal(result):
+        console.print(piece, markup=False) if isinstance(piece, str) else console.print(piece)
+    return result
+
+
+def sound(result: dict[str, Any]) -> bool:
+    """Nothing broke off, and all of ours are right."""
+    mine = [row for case in result["cases"] for row in case["rows"] if row["kind"] == "ours"]
+    right = all(
+        "failed" not in row and row.get(d, {}).get("valid", True) for row in mine for d in tables.DIRECTIONS
+    )
+    return right and not result["failed"]

@@ -1,0 +1,88 @@
+"""The rivals written in JAX, for those who have it installed; they are timed jitted, time first.
+
+Every function gets the module `jax` first. Arrays of an operator are (l, b, ...).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ssmcourse.bench.peers import _then, peer
+
+jax_peer = functools.partial(peer, package="jax", module="jax", swap=(0, 1), framework="jax")
+
+
+@jax_peer("linear_scan", "jax lax.scan")
+def _scan(jax: Any, a: Any, b: Any) -> Any:
+    def step(h: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
+        h = now[0] * h + now[1]
+        return h, h
+
+    return jax.lax.scan(step, jax.numpy.zeros_like(b[0]), (a, b))[1]
+
+
+@jax_peer("linear_scan", "jax lax.scan, batch first", swap=None)
+def _scan_batch_first(jax: Any, a: Any, b: Any) -> Any:
+    """On arrays that lie as ours, and as those of the layers around a scan: turning them is in the time."""
+    turn = jax.numpy.swapaxes
+    return turn(_scan(jax, turn(a, 0, 1), turn(b, 0, 1)), 0, 1)
+
+
+@jax_peer("linear_scan", "jax associative_scan")
+def _associative(jax: Any, a: Any, b: Any) -> Any:
+    return jax.lax.associative_scan(_then, (a, b))[1]
+
+
+@jax_peer("selective_scan", "jax lax.scan")
+def _selective(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any) -> Any:
+    jnp = jax.numpy
+
+    def step(h: Any, now: tuple[Any, ...]) -> tuple[Any, Any]:
+        x_t, dt_t, B_t, C_t = now
+        h = jnp.exp(dt_t[..., None] * A) * h + (dt_t * x_t)[..., None] * B_t[:, None]
+        return h, jnp.einsum("bdn,bn->bd", h, C_t)
+
+    start = jnp.zeros((x.shape[1], *A.shape), x.dtype)
+    return jax.lax.scan(step, start, (x, dt, B, C))[1]
+
+
+@jax_peer("selective_scan", "jax associative_scan")
+def _selective_associative(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any) -> Any:
+    jnp = jax.numpy
+    gates, inputs = jnp.exp(dt[..., None] * A), (dt * x)[..., None] * B[:, :, None]
+    return jnp.einsum("lbdn,lbn->lbd", jax.lax.associative_scan(_then, (gates, inputs))[1], C)
+
+
+@jax_peer("ssd", "jax lax.scan")
+def _ssd(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any, *, chunk_size: int) -> Any:
+    jnp = jax.numpy
+
+    def step(state: Any, now: tuple[Any, ...]) -> tuple[Any, Any]:
+        x_t, dt_t, B_t, C_t = now
+        decay = jnp.exp(dt_t * A)[..., None, None]
+        state = decay * state + (dt_t[..., None] * x_t)[..., None] * B_t[:, :, None]
+        return state, jnp.einsum("bhpn,bn->bhp", state, C_t[:, 0])
+
+    start = jnp.zeros((*x.shape[1:], B.shape[-1]), x.dtype)
+    return jax.lax.scan(step, start, (x, dt, B, C))[1]
+
+
+@jax_peer("causal_conv1d", "jax convolution")
+def _conv(jax: Any, x: Any, weight: Any) -> Any:
+    d, w = weight.shape
+    return jax.lax.conv_general_dilated(
+        x,
+        weight.T[:, None],
+        (1,),
+        [(w - 1, 0)],
+        dimension_numbers=("WNC", "WIO", "WNC"),
+        feature_group_count=d,
+    )
+
+
+@jax_peer("causal_conv1d", "jax, shifted copies")
+def _shifted(jax: Any, x: Any, weight: Any) -> Any:
+    l, w = x.shape[0], weight.shape[1]
+    padded = jax.numpy.pad(x, ((w - 1, 0), (0, 0), (0, 0)))
+    return sum(padded[k : k + l] * weight[:, k] for k in range(w))

@@ -1,0 +1,88 @@
+"""What this machine could do at best: three yardsticks, measured in the same turns as the rivals.
+
+No scan can be quicker than reading its arrays and writing its result, no matrix product than the processor's
+multiply-adds, no gate than its exponential. `Work` says how much of each an operator cannot do without; the
+slowest of the three is its limit. The three can overlap, so the limit is a maximum and not a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssmcourse.bench.timing import Timing
+from ssmcourse.kernels import vector_math
+from ssmcourse.kernels.threads import native
+
+SIDE = 512  # of the matrices multiplied
+IN_CACHE = 1 << 13  # numbers, 32 KB: exponentials without the memory
+PASSES = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """What no algorithm avoids, in float32: bytes read and written, operations of matrix products, exponentials."""
+
+    bytes: float = 0.0
+    flops: float = 0.0
+    exps: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.flops + other.flops, self.exps + other.exps)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Per second and for the threads in use: bytes copied (read and written), flops, exponentials."""
+
+    bytes: float
+    flops: float
+    exps: float
+
+    def limit(self, work: Work) -> tuple[float, str]:
+        """The least milliseconds for `work`, and which of the three it is that takes so long."""
+        times = {
+            "memory": work.bytes / self.bytes,
+            "matrix products": work.flops / self.flops,
+            "exponentials": work.exps / self.exps,
+        }
+        slowest = max(times, key=lambda name: times[name])
+        return 1e3 * times[slowest], slowest
+
+
+class Yardsticks:
+    """The three calls to be timed between the rivals, and what their times say."""
+
+    def __init__(self, largest: int) -> None:
+        """Args: largest, the bytes of the largest array of the case, since a copy that fits a cache is quicker."""
+        source = torch.ones(max(1 << 16, largest // 4))
+        target = torch.empty_like(source).copy_(source)
+        left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+        product = torch.empty(SIDE, SIDE)
+        x = np.linspace(-8, 0, IN_CACHE, dtype=np.float32)
+        out = np.empty_like(x)
+        self.bytes = 2 * 4 * source.numel()
+        self.calls: list[Callable[[], Any]] = [
+            lambda: target.copy_(source),
+            lambda: torch.mm(left, right, out=product),
+            lambda: _exponentials(x, out, PASSES),
+        ]
+
+    def rates(self, copy: Timing, matmul: Timing, exp: Timing, threads: int = 1) -> Rates:
+        """From the wall time of each; exponentials scale with the threads, which share nothing there."""
+        return Rates(
+            bytes=self.bytes / (1e-3 * copy.wall_ms),
+            flops=2 * SIDE**3 / (1e-3 * matmul.wall_ms),
+            exps=threads * PASSES * IN_CACHE / (1e-3 * exp.wall_ms),
+        )
+
+
+@native
+def _exponentials(x, out, passes):
+    for _ in range(passes):
+        for k in range(x.shape[0]):
+            out[k] = vector_math.exp(x[k])

@@ -1,12 +1,15 @@
-"""Causal convolutions: a long one by FFT, the form in which S4 and H3 train.
+"""Causal convolutions: a long one by FFT, and the short one that comes before a Mamba's scan.
 
-| code     | symbol | shape     | meaning                                            |
-|----------|--------|-----------|----------------------------------------------------|
-| `kernel` | K      | (d, l)    | what an impulse leaves behind, lag 0 first    |
-| `D`      | D      | (d,)      | the skip: a multiple of x added to the result      |
+| code            | symbol | shape         | meaning                                                       |
+|-----------------|--------|---------------|---------------------------------------------------------------|
+| `kernel`        | K      | (d, l)        | what an impulse leaves behind, lag 0 first                    |
+| `D`             | D      | (d,)          | the skip: a multiple of x added to the result                 |
+| `weight`        |        | (d, w)        | a short kernel, as torch has it: its last column is lag 0     |
+| `initial_state` |        | (b, w - 1, d) | the inputs before the first step, oldest first                |
+| `seq_idx`       |        | (b, l)        | which sequence a step belongs to, where a row packs several   |
 
 As a matrix, y = M x with M[t, s] = K[t - s] for s <= t: a Toeplitz matrix, constant along diagonals.
-Lesson 03 draws it.
+Lesson 03 draws the long one, lesson 11 the short one, a band of w diagonals.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmcourse.arguments import Arguments
+from ssmcourse.arguments import Arguments, one_of
+from ssmcourse.kernels import runtime
 from ssmcourse.precision import without_autocast, working_dtype
 
 
@@ -58,3 +62,156 @@ def fft_conv(x: Tensor, kernel: Tensor, D: Tensor | None = None) -> Tensor:
 def _fast_length(at_least: int) -> int:
     """The smallest even length 2^i, 3 2^i or 5 2^i that is long enough: quick to transform."""
     return min(odd << max(1, (-(-at_least // odd) - 1).bit_length()) for odd in (1, 3, 5))
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y_t = f(bias + weight_{w-1} x_t + ... + weight_0 x_{t-w+1}), each channel by itself.
+
+    Args:
+        x: (b, l, d).
+        weight: (d, w), oldest lag first; `conv1d.weight[:, 0]` of a published Mamba. w is 1 or more.
+        bias: (d,).
+        activation: None, or "silu" for f(v) = v sigmoid(v).
+        initial_state: (b, w - 1, d), the inputs before the first step, oldest first; zeros if not given.
+        return_final_state: return the last w - 1 inputs too, which are the next call's initial state. Where
+            there were fewer, the oldest are those of the initial state.
+        seq_idx: (b, l) integers. Where they change along l a new sequence begins, which sees nothing of what
+            was before. The initial state is that of each row's first sequence.
+        backend: a name from `backends("causal_conv1d")`; "auto" takes the best one for x's device.
+    Returns:
+        y (b, l, d), in x's dtype. With `return_final_state` also the state in x's dtype, (b, w - 1, d); with
+        seq_idx (s, w - 1, d), s counting the sequences of all rows, row by row.
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
+
+    weight, bias and initial_state may have any floating dtype; half types are computed in float32 and rounded
+    once. Gradients of x, weight, bias and initial_state (first order; to any order with backend="reference").
+
+    Cost: O(b l d w) work; memory for the result. The CPU backend takes little more time than copying x.
+    Source: Gu & Dao 2023 (Mamba), section 3.4. Lesson 11.
+    """
+    given = Arguments()
+    given.activation("x", x, "b l d")
+    w = _width(given, weight, bias, activation)
+    given.parameter("initial_state", initial_state, f"b {w - 1} d", optional=True)
+    given.integers("seq_idx", seq_idx, "b l", optional=True)
+    working = working_dtype(x, weight, bias, initial_state)
+    convolve = runtime.choose("causal_conv1d", backend, x.device.type) if x.numel() else _by_definition
+    y = convolve(
+        x if working == torch.float32 else x.to(working),
+        weight.to(working),
+        None if bias is None else bias.to(working),
+        None if initial_state is None else initial_state.to(working),
+        None if seq_idx is None else seq_idx.to(torch.int64),
+        activation == "silu",
+    ).to(x.dtype)
+    if not return_final_state:
+        return y
+    before = (
+        x.new_zeros(x.shape[0], w - 1, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
+    )
+    return y, _last_inputs(x, before) if seq_idx is None else _last_of_each(x, before, seq_idx)
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """One step of `causal_conv1d`.
+
+    Args:
+        x: (b, d).
+        state: (b, w - 1, d), the inputs before, oldest first.
+        weight, bias, activation: as in `causal_conv1d`.
+    Returns:
+        y (b, d) and the new state (b, w - 1, d), both in x's dtype; the given state is not changed.
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    given = Arguments()
+    given.activation("x", x, "b d")
+    w = _width(given, weight, bias, activation)
+    given.parameter("state", state, f"b {w - 1} d")
+    working = working_dtype(x, weight, bias, state)
+    window = torch.cat([state.to(working), x.to(working)[:, None]], 1)  # (b, w, d)
+    value = (window * weight.to(working).T).sum(1)
+    y = _activated(value if bias is None else value + bias.to(working), activation == "silu")
+    return y.to(x.dtype), window[:, 1:].to(x.dtype)
+
+
+def _width(given: Arguments, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
+    """w, once weight, bias and activation are checked."""
+    given.parameter("weight", weight, "d w")
+    given.parameter("bias", bias, "d", optional=True)
+    one_of("activation", activation, (None, "silu"))
+    if given.sizes["w"] < 1:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected (d, w) with w of 1 or more")
+    return given.sizes["w"]
+
+
+def _by_definition(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """A sum of w shifted copies of x. Computed in weight's dtype."""
+    (b, l, d), w = x.shape, weight.shape[1]
+    before = weight.new_zeros(b, w - 1, d) if initial_state is None else initial_state
+    known = torch.cat([before, x.to(weight.dtype)], 1)  # (b, w - 1 + l, d)
+    sequence = None if seq_idx is None else torch.nn.functional.pad(_numbered(seq_idx), (w - 1, 0))
+    value = torch.zeros_like(known[:, :l])
+    for j in range(w):
+        shifted = known[:, j : j + l]
+        if sequence is not None:  # what another sequence holds is left out, not multiplied by zero
+            same = sequence[:, j : j + l] == sequence[:, w - 1 :]
+            shifted = torch.where(same[..., None], shifted, 0)
+        value = value + weight[:, j] * shifted
+    return _activated(value if bias is None else value + bias, silu)
+
+
+def _activated(value: Tensor, silu: bool) -> Tensor:
+    return value * torch.sigmoid(value) if silu else value
+
+
+def _numbered(seq_idx: Tensor) -> Tensor:
+    """0 for each row's first sequence, 1 for its second, and so on."""
+    changes = seq_idx[:, 1:] != seq_idx[:, :-1]
+    return torch.nn.functional.pad(changes.long().cumsum(1), (min(1, seq_idx.shape[1]), 0))
+
+
+def _last_inputs(x: Tensor, before: Tensor) -> Tensor:
+    """The last w - 1 of (before, x)."""
+    rows = before.shape[1]
+    known = torch.cat([before, x[:, max(0, x.shape[1] - rows) :]], 1)
+    return known[:, known.shape[1] - rows :]
+
+
+def _last_of_each(x: Tensor, before: Tensor, seq_idx: Tensor) -> Tensor:
+    """The last w - 1 inputs of every sequence; zeros (or, in a row's first, `before`) where it is shorter."""
+    sequence = _numbered(seq_idx)
+    ends = torch.ones_like(sequence, dtype=torch.bool)
+    ends[:, :-1] = sequence[:, 1:] != sequence[:, :-1]
+    row, end = (n[:, None] for n in ends.nonzero(as_tuple=True))  # (s, 1)
+    step = end + torch.arange(1 - before.shape[1], 1, device=x.device)  # (s, w - 1), negative: in `before`
+    known = step.clamp(min=0)
+    inputs = torch.where((step < 0)[..., None], before[row, step.clamp(max=-1)], x[row, known])
+    return torch.where((sequence[row, known] == sequence[row, end])[..., None], inputs, 0)
+
+
+runtime.register(
+    "causal_conv1d",
+    cpu="ssmcourse.kernels.causal_conv1d.cpu:causal_conv1d",
+    reference=_by_definition,
+)

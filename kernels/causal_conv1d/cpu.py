@@ -1,0 +1,343 @@
+"""The causal convolution on the CPU: sums of shifted lines.
+
+In memory a row of x is one long line of l d numbers, and the step before is d places to the left. So
+a tap is a multiple of that line, shifted, and neighbours are added to neighbours: SIMD for any d. Narrow
+steps are taken several at a time (`WIDE`), for which the taps are laid out as often.
+
+What lies outside a step's sequence is not multiplied by zero but left out, so that no infinity from there
+leaves a NaN here. The gradient recomputes f's argument, in chunks of steps that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba.extending import overload
+from torch import Tensor
+
+from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
+from ssmcourse.kernels.causal_conv1d import operator
+from ssmcourse.kernels.threads import native, run
+from ssmcourse.kernels.vector_math import sigmoid
+
+WIDE = 2048  # numbers that a loop should go through at least: several steps where d is smaller
+CHUNK = 1 << 16  # numbers in a chunk of the gradient, whose intermediate results stay in the second cache
+PARALLEL_FROM = 1 << 16  # numbers; below, waking a second thread costs more than it saves
+PIECE_AT_LEAST = 256  # steps
+
+# --- Kernels --------------------------------------------------------------------------------------
+# x, y, dy, dx (b, l d) and before (b, (w - 1) d), the initial state: step and channel are one dimension.
+# taps (w, wide) and bias (wide,) are repeated for wide / d steps; taps[w - 1] belongs to the step itself.
+# seq (b, l), or (0, 0) where every row is one sequence.
+
+
+@native
+def _together(seq, i, first, last):
+    """Are the steps first to last of row i in one sequence?"""
+    if seq.shape[0]:
+        for t in range(first + 1, last + 1):
+            if seq[i, t] != seq[i, t - 1]:
+                return False
+    return True
+
+
+@native
+def _first_seen(seq, i, t, w):
+    """The first step that step t sees: w - 1 steps back, or where its sequence begins."""
+    for s in range(t, max(t - w + 1, 0), -1):
+        if not _together(seq, i, s - 1, s):
+            return s
+    return t - w + 1
+
+
+def _room(out, spare):
+    """In a kernel: where to compute `out`: in place, or for half types in `spare`, of the type computed in."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+def _store(value, out):
+    """In a kernel: out = value, which may have been computed in place."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+@overload(_room)
+def _(out, spare):
+    in_place = out.dtype == spare.dtype
+    return (lambda out, spare: out) if in_place else (lambda out, spare: spare[: out.size])
+
+
+@overload(_store)
+def _(value, out):
+    def narrowed(value, out):
+        for k in range(out.size):
+            out[k] = narrow(value[k], out[k])
+
+    return (lambda value, out: None) if out.dtype == value.dtype else narrowed
+
+
+@native
+def _fill(out, values):
+    for k in range(out.size):
+        out[k] = values[k]
+
+
+@native
+def _silu(value):
+    for k in range(value.size):
+        value[k] = value[k] * sigmoid(value[k])
+
+
+@native
+def _add_taps(source, at, stride, taps, newest, count, out):
+    """out += taps[newest - m] * source[at + m * stride:] for m = 0, ..., count - 1."""
+    n = out.size
+    for m in range(count):
+        row, tap = source[at + m * stride : at + m * stride + n], taps[newest - m]
+        for k in range(n):
+            out[k] += tap[k] * widen(row[k])
+
+
+@native
+def _four_taps(source, at, stride, taps, bias, out):
+    """out = bias + taps[3 - m] * source[at + m * stride:], m = 0, ..., 3: in one go, since w is mostly 4."""
+    n = out.size
+    row0, row1 = source[at : at + n], source[at + stride : at + stride + n]
+    row2, row3 = source[at + 2 * stride : at + 2 * stride + n], source[at + 3 * stride : at + 3 * stride + n]
+    tap0, tap1, tap2, tap3 = taps[3], taps[2], taps[1], taps[0]
+    for k in range(n):
+        value = bias[k] + tap0[k] * widen(row0[k]) + tap1[k] * widen(row1[k])
+        out[k] = value + tap2[k] * widen(row2[k]) + tap3[k] * widen(row3[k])
+
+
+@native
+def _sum(x, before, seq, taps, bias, d, i, t, end, value):
+    """f's argument at the next steps from t on, as many as one loop can do; how many those are."""
+    w, wide = taps.shape
+    first, at_once = t - w + 1, min(wide // d, end - t)
+    if first < 0 or not _together(seq, i, first, t + at_once - 1):
+        first, at_once = _first_seen(seq, i, t, w), 1
+    given = min(t, t - first) + 1  # of the steps seen, so many are x's
+    value = value[: at_once * d]
+    if w == 4 and given == 4:
+        _four_taps(x[i], t * d, -d, taps, bias, value)
+    else:
+        _fill(value, bias)
+        _add_taps(x[i], t * d, -d, taps, w - 1, given, value)
+        _add_taps(before[i], (w - 2) * d, -d, taps, w - 1 - given, -min(first, 0), value)
+    return at_once
+
+
+@native
+def _forward(x, before, seq, taps, bias, d, y, begin, end, silu):
+    """y for the steps begin to end of every row."""
+    spare = np.empty(taps.shape[1], taps.dtype)
+    for i in range(x.shape[0]):
+        t = begin
+        while t < end:
+            value = _room(y[i, t * d : t * d + spare.size], spare)
+            n = d * _sum(x, before, seq, taps, bias, d, i, t, end, value)
+            if silu:
+                _silu(value[:n])
+            _store(value[:n], y[i, t * d : t * d + n])
+            t += n // d
+
+
+@native
+def _upstream(dy, value, silu):
+    """In place of f's argument `value`, the gradient there."""
+    if silu:
+        for k in range(value.size):
+            s = sigmoid(value[k])
+            value[k] = widen(dy[k]) * (s * (1 + value[k] * (1 - s)))
+    else:
+        for k in range(value.size):
+            value[k] = widen(dy[k])
+
+
+@native
+def _add_products(dvalue, source, at, stride, newest, count, sums):
+    """sums[newest - m] += dvalue * source[at + m * stride:] for m = 0, ..., count - 1."""
+    n = dvalue.size
+    for m in range(count):
+        row, total = source[at + m * stride : at + m * stride + n], sums[newest - m]
+        for k in range(n):
+            total[k] += dvalue[k] * widen(row[k])
+
+
+@native
+def _weights(dvalue, x, before, seq, d, i, begin, end, sums):
+    """sums (w + 1, wide) += the gradients of the taps and of the bias by the steps begin to end."""
+    w, wide = sums.shape[0] - 1, sums.shape[1]
+    t = begin
+    while t < end:
+        first, at_once = t - w + 1, min(wide // d, end - t)
+        if first < 0 or not _together(seq, i, first, t + at_once - 1):
+            first, at_once = _first_seen(seq, i, t, w), 1
+        n, given = at_once * d, min(t, t - first) + 1
+        part = dvalue[(t - begin) * d : (t - begin) * d + n]
+        _add_products(part, x[i], t * d, -d, w - 1, given, sums)
+        _add_products(part, before[i], (w - 2) * d, -d, w - 1 - given, -min(first, 0), sums)
+        total = sums[w]
+        for k in range(n):
+            total[k] += part[k]
+        t += at_once
+
+
+@native
+def _inputs(dvalue, seq, taps, nothing, spare, d, i, l, begin, end, dx):
+    """dx (steps d) for the steps begin to end, which may be negative (the initial state's) or not, not both."""
+    w = taps.shape[0]
+    origin = max(begin, 0)  # the step at which dvalue begins
+    t = begin
+    while t < end:
+        at_once, skipped = min(spare.size // d, end - t), max(-t, 0)
+        last = min(t + w, l) - 1  # of the steps that see step t
+        if t < 0 or t + at_once + w - 1 > l or not _together(seq, i, t, t + at_once + w - 2):
+            at_once = 1
+            while not _together(seq, i, max(t, 0), last):
+                last -= 1
+        out = dx[(t - begin) * d : (t - begin + at_once) * d]
+        value, count, at = _room(out, spare), last - t + 1 - skipped, (t + skipped - origin) * d
+        if w == 4 and count == 4:
+            _four_taps(dvalue, at, d, taps, nothing, value)
+        else:
+            _fill(value, nothing)
+            _add_taps(dvalue, at, d, taps, w - 1 - skipped, count, value)
+        _store(value, out)
+        t += at_once
+
+
+@native
+def _gradient(dy, x, before, seq, taps, bias, d, dx, dbefore, totals, begin, end, silu):
+    """dx for the steps begin to end, dbefore if they are the first, and what they add to totals (w + 1, d)."""
+    w, wide = taps.shape
+    l, chunk = x.shape[1] // d, max(CHUNK // d, 4 * w)
+    nothing, spare, sums = (
+        np.zeros(wide, taps.dtype),
+        np.empty(wide, taps.dtype),
+        np.empty((w + 1, wide), taps.dtype),
+    )
+    dvalue = np.empty((chunk + w - 1) * d, taps.dtype)
+    for i in range(x.shape[0]):
+        for start in range(begin, end, chunk):
+            stop = min(start + chunk, end)
+            seen = min(stop + w - 1, l)  # the steps up to here see those of this chunk
+            part = dvalue[: (seen - start) * d]
+            t = start if silu else seen
+            while t < seen:
+                t += _sum(x, before, seq, taps, bias, d, i, t, seen, part[(t - start) * d :])
+            _upstream(dy[i, start * d : seen * d], part, silu)
+            _inputs(part, seq, taps, nothing, spare, d, i, l, start, stop, dx[i, start * d : stop * d])
+            if start == 0:
+                _inputs(part, seq, taps, nothing, spare, d, i, l, 1 - w, 0, dbefore[i])
+            for j in range(w + 1):
+                _fill(sums[j], nothing)
+            _weights(part, x, before, seq, d, i, start, stop, sums)
+            for j in range(w + 1):
+                for place in range(0, wide, d):
+                    for k in range(d):
+                        totals[j, k] += sums[j, place + k]
+
+
+# --- Who does what ----------------------------------------------------------------------------
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """y; all arguments as in operator.py, x not empty."""
+    y, out = empty(x.shape, x.dtype)
+    given, out = _arrays(x, weight, bias, initial_state, seq_idx), _line(out)
+    line, before, seq, taps, shift = given
+    run(
+        _forward,
+        [
+            (line[i], before[i], seq[i], taps, shift, x.shape[2], out[i], *piece, silu)
+            for i, piece in _plan(*x.shape)
+        ],
+    )
+    return y
+
+
+def gradient(
+    upstream: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> list[Tensor]:
+    """The gradients of x, weight, bias and initial_state, those that are not None."""
+    (b, l, d), w = x.shape, weight.shape[1]
+    dx, dx_out = empty(x.shape, x.dtype)
+    dbefore, dbefore_out = empty((b, w - 1, d), weight.dtype)
+    line, before, seq, taps, shift = _arrays(x, weight, bias, initial_state, seq_idx)
+    dy, dx_line, dbefore_line = _line(as_array(upstream[0])), _line(dx_out), _line(dbefore_out)
+    jobs = _plan(b, l, d)
+    totals = np.zeros((len(jobs), w + 1, d))
+    run(
+        _gradient,
+        [
+            (
+                dy[i],
+                line[i],
+                before[i],
+                seq[i],
+                taps,
+                shift,
+                d,
+                dx_line[i],
+                dbefore_line[i],
+                total,
+                *piece,
+                silu,
+            )
+            for (i, piece), total in zip(jobs, totals, strict=True)
+        ],
+    )
+    total = torch.from_numpy(totals.sum(0)).to(weight.dtype)
+    found = [dx, total[:w].T.contiguous()]
+    found += [] if bias is None else [total[w].clone()]
+    return found if initial_state is None else [*found, dbefore]
+
+
+def _plan(b: int, l: int, d: int) -> list[tuple[slice, tuple[int, int]]]:
+    """Rows and pieces of l to share out among the threads."""
+    threads = torch.get_num_threads() if b * l * d >= PARALLEL_FROM else 1
+    rows = min(b, threads)
+    pieces = max(1, min(threads // rows, l // PIECE_AT_LEAST))
+    return [
+        (slice(b * r // rows, b * (r + 1) // rows), (l * p // pieces, l * (p + 1) // pieces))
+        for r in range(rows)
+        for p in range(pieces)
+    ]
+
+
+def _arrays(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, seq_idx: Tensor | None
+) -> tuple[np.ndarray, ...]:
+    """x, before, seq, taps and bias as the kernels take them."""
+    (b, _, d), w = x.shape, weight.shape[1]
+    at_once = max(1, WIDE // d)
+    taps = as_array(weight.mT)
+    shift = np.zeros(d, taps.dtype) if bias is None else as_array(bias)
+    before = (
+        np.zeros((b, (w - 1) * d), taps.dtype) if initial_state is None else _line(as_array(initial_state))
+    )
+    seq = np.zeros((0, 0), np.int64) if seq_idx is None else as_array(seq_idx)
+    return _line(as_array(x)), before, seq, np.tile(taps, (1, at_once)), np.tile(shift, at_once)
+
+
+def _line(array: np.ndarray) -> np.ndarray:
+    """Step and channel as one dimension."""
+    return array.reshape(array.shape[0], array.shape[1] * array.shape[2])
+
+
+causal_conv1d = operator.register("cpu", forward, gradient)

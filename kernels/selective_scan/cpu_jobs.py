@@ -1,0 +1,245 @@
+"""What the kernels of the selective scan are given, how they read and write it, and who does what.
+
+A job takes some rows, a piece of l and a block of channels. Where rows and blocks are too few for the
+threads, l is cut into pieces: all run once from zero states, to learn what they add, then once more from
+the states that truly enter them. What a piece makes of a state is known without running it:
+
+    h -> exp(A * (sum of dt)) h + what it adds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+from torch import Tensor
+
+from ssmcourse.kernels.arrays import as_array
+from ssmcourse.kernels.selective_scan.cpu_steps import LOG2, inner
+from ssmcourse.kernels.selective_scan.operator import CHUNK
+from ssmcourse.kernels.vector_math import softplus
+
+BLOCK = 128  # channels; with more, the rows of states and rates leave the first level of cache
+BLOCK_AT_LEAST = 32  # channels; with fewer, starting the inner loop costs more than a second thread brings
+PIECE_AT_LEAST = 8 * CHUNK  # steps
+
+Range = tuple[int, int]
+Block = tuple[Range, int]  # channels, and the group they are of
+
+
+class Given(NamedTuple):
+    """The arguments as the kernels read them: all of the dtype computed in; what is absent has size 0."""
+
+    x: np.ndarray  # (b, l, d); dt and z too
+    dt: np.ndarray
+    B: np.ndarray  # (b, l, g, n), or (1, 1, d, n) where constant in time; C too
+    C: np.ndarray
+    B_moves: bool  # it is not constant in time
+    C_moves: bool
+    rows: int | None  # 1: a block keeps rows of B and C, not numbers; see cpu_steps.py
+    z: np.ndarray
+    rate: np.ndarray  # (n, d): A / log 2
+    D: np.ndarray  # (d,)
+    dt_bias: np.ndarray  # (d,)
+    sequence: np.ndarray  # (b, l)
+    softplus: bool
+    twice: np.floating  # 2 where states are complex (each stands for its conjugate too), else 1
+
+
+class Job(NamedTuple):
+    """One call of a kernel. The channels are of one group, unless B and C are kept as rows."""
+
+    rows: Range
+    steps: Range
+    channels: Range
+    group: int
+
+
+def read_arguments(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, sequence: Tensor | None, dt_softplus: bool,
+) -> Given:  # fmt: skip
+    """The tensors as arrays, without a copy where they are contiguous and of the dtype computed in."""
+    real, d = A.dtype.to_real(), x.shape[2]
+    nothing = x.new_empty((0, 0, 0))
+    as_rows = any(M.ndim == 2 or M.shape[2] * 16 > d > M.shape[2] > 1 for M in (B, C))
+    return Given(
+        x=as_array(x.to(real)),
+        dt=as_array(dt.to(real)),
+        B=as_array((B[None, None] if B.ndim == 2 else B).to(A.dtype)),
+        C=as_array((C[None, None] if C.ndim == 2 else C).to(A.dtype)),
+        B_moves=B.ndim == 4,
+        C_moves=C.ndim == 4,
+        rows=1 if as_rows else None,
+        z=as_array((nothing if z is None else z).to(real)),
+        rate=as_array(A.T / LOG2),
+        D=as_array(x.new_empty(0, dtype=real) if D is None else D),
+        dt_bias=as_array(x.new_zeros(d, dtype=real) if dt_bias is None else dt_bias),
+        sequence=as_array(torch.empty(0, 0, dtype=torch.int64) if sequence is None else sequence),
+        softplus=dt_softplus,
+        twice=torch.tensor(2 if A.is_complex() else 1, dtype=real).numpy()[()],
+    )
+
+
+# --- Reading and writing in a kernel ------------------------------------------------------------
+
+
+@inner
+def read_step(x_t, dt_t, bias, to_positive, x, dt, u):
+    """x, dt after bias and softplus, and their product."""
+    for k in range(x.size):
+        x[k] = x_t[k]
+        dt[k] = dt_t[k] + bias[k]
+    if to_positive:
+        for k in range(x.size):
+            dt[k] = softplus(dt[k])
+    for k in range(x.size):
+        u[k] = x[k] * dt[k]
+
+
+@inner
+def starts(sequence, i, t):
+    """Whether a packed sequence starts at step t, the row's first not counted."""
+    return sequence.size > 0 and t > 0 and sequence[i, t] != sequence[i, t - 1]
+
+
+@inner
+def read_state(state, h):
+    """h (n, w) from a state's (w, n)."""
+    for j in range(h.shape[0]):
+        for k in range(h.shape[1]):
+            h[j, k] = state[k, j]
+
+
+@inner
+def write_state(h, state):
+    for j in range(h.shape[0]):
+        for k in range(h.shape[1]):
+            state[k, j] = h[j, k]
+
+
+@inner
+def copy(source, target):
+    """(n, w). Written out: for `target[:] = source` Numba compiles seconds of error messages."""
+    for j in range(source.shape[0]):
+        source_j, target_j = source[j], target[j]
+        for k in range(source.shape[1]):
+            target_j[k] = source_j[k]
+
+
+@inner
+def forget_the_smallest(h):
+    """Zero for what is no normal float any more: on such numbers arithmetic takes 30 times as long."""
+    smallest = np.finfo(h.dtype).tiny
+    for j in range(h.shape[0]):
+        h_j = h[j]
+        for k in range(h.shape[1]):
+            h_j[k] = 0 if abs(h_j[k]) < smallest else h_j[k]
+
+
+def new_coefficients(rows: int | None, rate: Any) -> Any:
+    """Where a job keeps what its step uses of B or C: numbers (n,), or rows (n, w)."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+def read_coefficients(B: Any, now: Any, i: int, t: int, lo: int, group: int, d: int) -> None:
+    """What row i and step t use of B (b, l, g, n): that of the group, or of channels lo, lo + 1, ... of d."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+@overload(new_coefficients)
+def _new_coefficients(rows, rate):
+    if isinstance(rows, types.NoneType):
+        return lambda rows, rate: np.empty(rate.shape[0], rate.dtype)
+    return lambda rows, rate: np.empty(rate.shape, rate.dtype)
+
+
+@overload(read_coefficients)
+def _read_coefficients(B, now, i, t, lo, group, d):
+    def read_numbers(B, now, i, t, lo, group, d):
+        B_t = B[i, t, min(group, B.shape[2] - 1)]
+        for j in range(now.size):
+            now[j] = B_t[j]
+
+    def read_rows(B, now, i, t, lo, group, d):
+        each = d // B.shape[2]
+        for k in range(now.shape[1]):
+            B_k = B[i, t, (lo + k) // each]
+            for j in range(now.shape[0]):
+                now[j, k] = B_k[j]
+
+    return read_numbers if now.ndim == 1 else read_rows
+
+
+# --- Who does what ----------------------------------------------------------------------------
+
+
+def share_out(given: Given) -> tuple[list[Range], list[Range], list[Block]]:
+    """Pieces of l, rows, and blocks of channels."""
+    b, l, d = given.x.shape
+    threads, g = torch.get_num_threads(), groups(given)
+    blocks = [
+        ((lo + d // g * group, hi + d // g * group), group)
+        for group in range(g)
+        for lo, hi in _blocks(d // g, -(-threads // max(1, b * g)))
+    ]
+    rows = cut(b, threads)
+    idle = threads // max(1, len(rows) * len(blocks))
+    return cut(l, idle if idle > 2 else 1, PIECE_AT_LEAST, CHUNK), rows, blocks
+
+
+def _blocks(channels: int, at_least: int) -> list[Range]:
+    """Blocks of about equal width, a multiple of 16: whole vectors."""
+    parts = max(1, -(-channels // BLOCK), min(at_least, channels // BLOCK_AT_LEAST))
+    width = max(1, -(-channels // (16 * parts))) * 16
+    return [(lo, min(lo + width, channels)) for lo in range(0, channels, width)]
+
+
+def groups(given: Given) -> int:
+    """How many groups of channels are blocks of their own; rows may be of several."""
+    return max(given.B.shape[2], given.C.shape[2]) if given.rows is None else 1
+
+
+def cut(n: int, parts: int, at_least: int = 1, unit: int = 1) -> list[Range]:
+    """0 to n in at most so many ranges of about equal length, all but the last a multiple of the unit."""
+    parts = max(1, min(parts, n // at_least))
+    edges = [n * p // parts // unit * unit for p in range(parts)] + [n]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def entering_states(
+    first: np.ndarray, decays: list[np.ndarray], run_pieces: Callable[[list[np.ndarray]], list[np.ndarray]]
+) -> list[np.ndarray]:
+    """The state (b, d, n) that enters each piece.
+
+    Args:
+        decays: what each piece leaves of a state, the last one's left out; in the order of passing through.
+        run_pieces: states that enter the first pieces -> those that leave them.
+    """
+    states = [first]
+    if decays:
+        added = run_pieces([np.zeros_like(first)] * len(decays))
+        for decay, own in zip(decays, added, strict=True):
+            states.append(decay * states[-1] + own)
+    return states
+
+
+def decay(
+    dt: Tensor, A: Tensor, dt_bias: Tensor | None, sequence: Tensor | None, dt_softplus: bool, piece: Range
+) -> np.ndarray:
+    """exp(A * (sum of dt)) (b, d, n), what the steps of a piece leave of a state; 0 if a sequence starts there."""
+    begin, end = piece
+    steps = dt[:, begin:end].to(A.dtype.to_real())
+    if dt_bias is not None:
+        steps = steps + dt_bias
+    if dt_softplus:
+        steps = torch.nn.functional.softplus(steps)
+    left = torch.exp(steps.sum(1)[..., None] * A)
+    if sequence is not None:
+        before = sequence[:, max(begin - 1, 0)]
+        left = torch.where((before == sequence[:, end - 1])[:, None, None], left, 0)
+    return left.numpy()

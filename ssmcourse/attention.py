@@ -368,7 +368,7 @@ def _toeplitz(kernel: Tensor) -> Tensor:
     """(..., l) to (..., l, l): row i is a window on the reversed kernel, i places further to the left."""
     l = kernel.shape[-1]
     if l == 0:
-        return kernel[..., None]
+        return kernel[..., None] * kernel[..., None, :]  # nothing, but differentiable
     return pad(kernel.flip(-1), (0, l - 1)).unfold(-1, l, 1).flip(-2)
 
 
@@ -382,12 +382,12 @@ def _with_diagonal(M: Tensor, D: Tensor | None) -> Tensor:
 def _chosen(channels: Any, d: int, device: torch.device) -> Tensor:
     """The indices of the channels asked for."""
     every = torch.arange(d, device=device)
-    if channels is None:
-        return every
-    index = channels if isinstance(channels, slice) else torch.as_tensor(channels, device=device).reshape(-1)
+    if channels is None or isinstance(channels, slice):
+        return every if channels is None else every[channels]
     try:
-        return every[index]
-    except (IndexError, RuntimeError):
+        index = torch.as_tensor(channels, device=device).reshape(-1)
+        return every[index if len(index) else index.long()]  # an empty list would be one of floats
+    except (IndexError, RuntimeError, TypeError, ValueError):
         raise ValueError(f"channels: got {channels!r}, expected indices of the {d} channels") from None
 
 

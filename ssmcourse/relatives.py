@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from ssmcourse.arguments import Arguments
+from ssmcourse.kernels import runtime
 from ssmcourse.precision import without_autocast, working_dtype
 from ssmcourse.scan import linear_scan
 
@@ -97,6 +98,7 @@ def wkv4(
     *,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """RWKV-4's attention without queries: an average of the values so far, in which the past fades.
 
@@ -111,14 +113,16 @@ def wkv4(
         initial_state: (b, 3, d): the numerator's sum, the denominator's sum and a maximum m, both sums
             divided by exp(m). It is how the paper's own code keeps its state.
         return_final_state: also return the state after the last step.
+        backend: a name from `backends("wkv4")`; "auto" takes the best one for k's device.
     Returns:
         y (b, l, d) in v's dtype and, if asked for, the state (b, 3, d), in float32 at least.
     Raises:
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
-    Half types are computed in float32. Gradients of all tensors to any order.
+    Half types are computed in float32. Gradients of all tensors; to second order with backend="reference".
 
-    Cost: O(b l d) work, two `linear_scan`s.
+    Cost: O(b l d) work. "cpu" goes over k and v once and keeps a state for every 64 steps; "reference" is a
+    `linear_scan` among some twenty arrays of k's size.
     Source: Peng et al. 2023 (RWKV), eq. 16 and appendix D. Lesson 12.
     """
     given = Arguments()
@@ -128,25 +132,34 @@ def wkv4(
     given.parameter("u", u, "d")
     given.parameter("initial_state", initial_state, "b 3 d", optional=True)
     working = working_dtype(k, w, u, initial_state)
-    keys, values, bonus = k.to(working), v.to(working), u.to(working)
-    decay = w.to(working).exp()
     if initial_state is None:
-        before = keys.new_zeros(k.shape[0], 3, k.shape[2])
-        before[:, 2] = -torch.inf
+        state = k.new_zeros(k.shape[0], 3, k.shape[2], dtype=working)
+        state[:, 2] = -torch.inf
     else:
-        before = initial_state.to(working)
-    top = _running_top(keys, decay, before[:, 2])  # (b, l + 1, d)
-    # The sums are kept divided by exp(top). From step to step the divisor changes, so the gates do too.
+        state = initial_state.to(working)
+    sums, top = state[:, :2], state[:, 2:].clamp(min=torch.finfo(working).min / 4)  # a finite -infinity
+    run = runtime.choose("wkv4", backend, k.device.type)
+    decay = w.to(working).exp()
+    y, state = run(k.to(working), v.to(working), decay, u.to(working), torch.cat([sums, top], 1))
+    return (y.to(v.dtype), state) if return_final_state else y.to(v.dtype)
+
+
+def _wkv4_by_scans(k: Tensor, v: Tensor, decay: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sums as one linear scan, kept divided by exp(top): where the divisor changes, the gates do too."""
+    top = _running_top(k, decay, state[:, 2])  # (b, l + 1, d)
     gates = (top[:, :-1] - top[:, 1:] - decay).exp()
-    weights = (keys - top[:, 1:]).exp()
-    first = before[:, :2] * (before[:, 2] - top[:, 0]).exp()[:, None]
-    sums = linear_scan(gates[:, :, None], torch.stack([weights * values, weights], 2), first)
+    weights = (k - top[:, 1:]).exp()
+    first = state[:, :2] * (state[:, 2] - top[:, 0]).exp()[:, None]
+    sums = linear_scan(gates[:, :, None], torch.stack([weights * v, weights], 2), first)
     sums = torch.cat([first[:, None], sums], 1)  # (b, l + 1, 2, d), those before each step and the last
-    largest = torch.maximum(top[:, :-1], (bonus + keys).detach())
-    faded, present = (top[:, :-1] - largest).exp(), (bonus + keys - largest).exp()
+    largest = torch.maximum(top[:, :-1], (u + k).detach())
+    faded, present = (top[:, :-1] - largest).exp(), (u + k - largest).exp()
     numerator, denominator = (sums[:, :-1] * faded[:, :, None]).unbind(2)
-    y = ((numerator + present * values) / (denominator + present)).to(v.dtype)
-    return (y, _last_state(keys, decay, before[:, 2], sums[:, -1], top[:, -1])) if return_final_state else y
+    y = (numerator + present * v) / (denominator + present)
+    return y, _last_state(k, decay, state[:, 2], sums[:, -1], top[:, -1])
+
+
+runtime.register("wkv4", cpu="ssmcourse.kernels.wkv.cpu:wkv4", reference=_wkv4_by_scans)
 
 
 def _running_top(keys: Tensor, decay: Tensor, before: Tensor) -> Tensor:
@@ -157,8 +170,7 @@ def _running_top(keys: Tensor, decay: Tensor, before: Tensor) -> Tensor:
     """
     with torch.no_grad():
         heights, slope = _heights(keys, decay, before)
-        top = (heights.cummax(1).values - slope).to(keys.dtype)
-        return top.clamp(min=torch.finfo(keys.dtype).min / 4)  # a finite one where nothing was seen yet
+        return (heights.cummax(1).values - slope).to(keys.dtype)
 
 
 def _heights(keys: Tensor, decay: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +186,7 @@ def _last_state(keys: Tensor, decay: Tensor, before: Tensor, sums: Tensor, scale
     The maximum is a part of this result, so here it has its gradient.
     """
     heights, slope = _heights(keys, decay, before)
-    top = (heights.amax(1) - slope[-1]).to(keys.dtype).clamp(min=torch.finfo(keys.dtype).min / 4)
+    top = (heights.amax(1) - slope[-1]).to(keys.dtype)
     return torch.cat([sums * (scale - top).exp()[:, None], top[:, None]], 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -124,7 +125,8 @@ def linear_attention_inputs(b, l, h, dtype=torch.float64, initial=True, n=4, p=3
 
 OPERATORS = {
     "rglru": (rglru_scan, rglru_by_steps, rglru_inputs),
-    "wkv4": (wkv4, wkv4_by_sums, wkv4_inputs),
+    "wkv4": (functools.partial(wkv4, backend="cpu"), wkv4_by_sums, wkv4_inputs),
+    "wkv4 reference": (functools.partial(wkv4, backend="reference"), wkv4_by_sums, wkv4_inputs),
     "linear_attention": (linear_attention, linear_attention_by_steps, linear_attention_inputs),
 }
 
@@ -135,16 +137,19 @@ def case(name, operator, b, l, d, *, made=None, terms=1, **options):
 
 
 STATE = {"return_final_state": True}
+WKV4 = ("wkv4", "wkv4 reference")
+HUNDREDS, SHORT = {"size": 100.0}, {"dtype": torch.float32}
+WITHOUT_EPS = ("rglru", *WKV4)
 TABLE = [
     *(case(f"l={l}", name, 2, l, 3, **STATE) for name in OPERATORS for l in LENGTHS),
     *(case(str(t), name, 2, 19, 3, made={"dtype": t}, **STATE) for name in OPERATORS for t in FLOATS),
     *(case("no state", name, 2, 17, 3, made={"initial": False}) for name in OPERATORS),
-    *(case("no state, l=1", name, 1, 1, 2, made={"initial": False}) for name in ("rglru", "wkv4")),
+    *(case("no state, l=1", name, 1, 1, 2, made={"initial": False}) for name in WITHOUT_EPS),
     *(case("many channels", name, 1, 9, 37, **STATE) for name in OPERATORS),
     case("c", "rglru", 2, 17, 3, c=2.0),
-    case("keys of 100s", "wkv4", 2, 40, 3, made={"size": 100.0}, **STATE),
-    case("keys of 100s, fast and slow", "wkv4", 2, 40, 8, made={"size": 100.0, "spread": 5.0}, **STATE),
-    case("keys of 100s, float32", "wkv4", 2, 40, 3, made={"size": 100.0, "dtype": torch.float32}, terms=100),
+    *(case("keys of 100s", name, 2, 40, 3, made=HUNDREDS, **STATE) for name in WKV4),
+    *(case("keys of 100s, fast and slow", name, 2, 40, 8, made=HUNDREDS | {"spread": 5.0}) for name in WKV4),
+    *(case("keys of 100s, float32", name, 2, 40, 3, made=HUNDREDS | SHORT, terms=100) for name in WKV4),
     case("not divided", "linear_attention", 2, 70, 3, made={"normalize": False}, normalize=False, **STATE),
     case("eps", "linear_attention", 2, 17, 3, eps=0.5),
     case("two chunks and one step", "linear_attention", 1, 129, 2, **STATE),
@@ -236,17 +241,19 @@ def test_the_first_step_of_a_sequence_is_not_scaled():
 
 @pytest.mark.parametrize("offset", [-300.0, 0.0, 300.0])
 @pytest.mark.parametrize("w", [-8.0, -1.0, 3.0, 60.0])
-def test_a_shift_of_all_keys_changes_nothing(offset, w):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_shift_of_all_keys_changes_nothing(offset, w, backend):
     """exp(300) is no float32. Keys are multiples of 1/32, so that adding the offset rounds nothing."""
-    k = (random((1, 400, 3), seed=1) * 32).round() / 32
-    v, u = random((1, 400, 3), torch.float32, seed=2), torch.zeros(3)
-    shifted = wkv4((k + offset).float(), v, torch.full((3,), w), u)
+    k = (random((1, 100, 3), seed=1) * 32).round() / 32
+    v, u = random((1, 100, 3), torch.float32, seed=2), torch.zeros(3)
+    shifted = wkv4((k + offset).float(), v, torch.full((3,), w), u, backend=backend)
     expected = wkv4_by_sums(*(t.double() for t in (k, v, torch.full((3,), w), u)))
-    problem = mismatch(shifted, expected, terms=400)
+    problem = mismatch(shifted, expected, terms=100)
     assert problem is None, str(problem)
 
 
-def test_a_slow_decay_is_not_lost_beside_large_keys():
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_slow_decay_is_not_lost_beside_large_keys(backend):
     """A maximum that is carried along as max - decay would not move at all: 200 - 1e-6 is 200 in float32."""
     k = torch.zeros(1, 3000, 1)
     k[:, 0] = 200
@@ -254,29 +261,49 @@ def test_a_slow_decay_is_not_lost_beside_large_keys():
     v[:, 0] = 1
     u = torch.tensor([200.0])
     w = torch.tensor([math.log(1e-6)])
-    y = wkv4(k, v, w, u)
+    y = wkv4(k, v, w, u, backend=backend)
     past = math.exp(-2998e-6)
     assert y[0, -1, 0].item() == pytest.approx(past / (past + 1), rel=1e-4)  # the maximum alone: 1.5e-3
 
 
-def test_the_official_empty_state_is_no_state():
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_official_empty_state_is_no_state(backend):
     inputs = wkv4_inputs(2, 9, 3, torch.float32, initial=False)
-    plain = wkv4(**inputs)
+    plain = wkv4(**inputs, backend=backend)
     for empty in (-1e38, -torch.inf):
         state = torch.zeros(2, 3, 3)
         state[:, 2] = empty
-        assert torch.equal(wkv4(**inputs, initial_state=state), plain)
+        assert torch.equal(wkv4(**inputs, initial_state=state, backend=backend), plain)
 
 
-def test_a_jump_of_keys_in_either_direction():
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_jump_of_keys_in_either_direction(backend):
     """From -300 to 300 and back: what is small beside the largest weight is nothing, what follows counts."""
     k = torch.full((1, 60, 2), -300.0)
     k[:, 20:22] = 300
     v = random((1, 60, 2), torch.float32, seed=2)
     for w in (-3.0, 2.0, 5.0, 8.0):
         args = (k, v, torch.full((2,), w), torch.zeros(2))
-        problem = mismatch(wkv4(*args), wkv4_by_sums(*(t.double() for t in args)), terms=60)
+        problem = mismatch(wkv4(*args, backend=backend), wkv4_by_sums(*(t.double() for t in args)), terms=60)
         assert problem is None, f"w={w}: {problem}"
+
+
+def test_threads_share_the_channels():
+    """More channels than a block, more steps than a chunk, against the reference."""
+    inputs = {name: t.requires_grad_() for name, t in wkv4_inputs(2, 150, 300).items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = {}
+        for backend in ("cpu", "reference"):
+            results = wkv4(**inputs, **STATE, backend=backend)
+            weights = [random(r.shape, seed=9) for r in results]
+            found[backend] = [*results, *torch.autograd.grad(results, list(inputs.values()), weights)]
+    finally:
+        torch.set_num_threads(before)
+    for name, got, expected in zip(["y", "state", *inputs], *found.values(), strict=True):
+        problem = mismatch(got, expected, terms=300)
+        assert problem is None, f"{name}: {problem}"
 
 
 # --- All three ------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def discretize_nplr(
     check_nplr(Arguments(), Lambda, P, B, dt)
     dtype = torch.promote_types(working_dtype(Lambda, P, B, dt), torch.complex64)
     Lambda, P, B = Lambda.to(dtype), P.to(dtype), B.to(dtype)
-    dt = dt.to(dtype.to_real())
+    dt = dt.to(Lambda.real.dtype)
     pair = 2 if half_modes else 1
     E = 1 / (1 - dt[:, None] / 2 * Lambda)
     left, right = E[..., None] * P, E.conj()[..., None] * P

@@ -93,19 +93,21 @@ def ssm_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, l: int) -> Tensor:
     """
     given = Arguments()
     given.parameter("A_bar", A_bar, "... n n", may_be_complex=True)
+    if A_bar.shape[-1] != A_bar.shape[-2]:
+        raise ValueError(f"A_bar: got shape {tuple(A_bar.shape)}, expected (..., n, n)")
     given.parameter("B_bar", B_bar, "... n", may_be_complex=True)
     given.parameter("C", C, "... n", may_be_complex=True)
     leading = _leading(A_bar, B_bar, C)
     _check_length(l)
     working = working_dtype(A_bar, B_bar, C)
+    dtype = torch.promote_types(torch.promote_types(A_bar.dtype, B_bar.dtype), C.dtype)
     A_bar, C = A_bar.to(working), C.to(working)
     h = B_bar.to(working).expand(*leading, B_bar.shape[-1])
     K = []
-    for _ in range(l):
+    for _ in range(max(l, 1)):
         K.append((C * h).sum(-1))
         h = (A_bar @ h[..., None])[..., 0]
-    dtype = torch.promote_types(torch.promote_types(A_bar.dtype, B_bar.dtype), C.dtype)
-    return torch.stack(K, -1).to(dtype) if K else h.new_zeros(*leading, 0)
+    return torch.stack(K, -1)[..., :l].to(dtype)
 
 
 # --- S4 -----------------------------------------------------------------------------------------
@@ -157,7 +159,8 @@ def s4_kernel(
     result = _real_dtype(Lambda, P, B, C, dt)
     kernel = runtime.choose("s4_kernel", backend, Lambda.device.type)
     wide = [value.to(torch.complex128) for value in (Lambda, P, B, C)]
-    return kernel(*wide, dt.to(torch.float64), l, half_modes).to(result)
+    kernel = kernel if Lambda.shape[0] else _s4_by_matmul  # a Fourier transform of no rows is an error
+    return kernel(*wide, dt.to(torch.float64), max(l, 1), half_modes)[:, :l].to(result)
 
 
 def _s4_by_matmul(
@@ -182,8 +185,6 @@ def _s4_by_cauchy(
     a Cauchy sum may divide by zero. These have |ω| = ρ with ρ^l = 1/2: nothing is closer than about 1/l to a
     pole, and the transform gives K_t ρ^t, of which at most one bit is lost.
     """
-    if l == 0:
-        return (C * B).real[:, :0] * dt[:, None]
     if half_modes:
         Lambda, P, B, C = (torch.cat([value, value.conj()], 1) for value in (Lambda, P, B, C))
     A_bar = discretize_nplr(Lambda, P, B, dt).A_bar()
@@ -262,7 +263,7 @@ def s4d_kernel(
     kernel = runtime.choose("s4d_kernel", backend, A.device.type)
     wide, step = [v.to(torch.complex128) for v in (A, B, C)], dt.to(torch.float64)[:, None]
     A_bar, B_bar = _discretize_modes(wide[0], wide[1], step, method)
-    return kernel(wide[2] * B_bar, A_bar, l).to(_real_dtype(A, B, C, dt))
+    return kernel(wide[2] * B_bar, A_bar, max(l, 1))[:, :l].to(_real_dtype(A, B, C, dt))
 
 
 def _discretize_modes(A: Tensor, B: Tensor, dt: Tensor, method: str) -> tuple[Tensor, Tensor]:
@@ -288,8 +289,8 @@ runtime.register("s4d_kernel", matmul=matmul.vandermonde, reference=_s4d_by_vand
 
 
 def _real_dtype(*tensors: Tensor) -> torch.dtype:
-    dtype = working_dtype(*tensors)
-    return dtype.to_real() if dtype.is_complex else dtype
+    wide = working_dtype(*tensors) in (torch.float64, torch.complex128)
+    return torch.float64 if wide else torch.float32
 
 
 def _leading(A_bar: Tensor, B_bar: Tensor, C: Tensor) -> torch.Size:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 TINY = (
     1e-150  # products of what is above stay normal numbers; arithmetic on denormals is a hundred times slower
@@ -28,13 +27,11 @@ def dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
     Args:
         A: (h, n, n), float64 or complex128, as B (h, n) and C (h, n).
     Returns:
-        (h, l).
+        (h, l), l of 1 or more.
 
     Cost: O(n^3 log l + n l) for each of h.
     """
-    if l == 0 or A.shape[0] == 0 or A.shape[1] == 0:
-        return ((B * C).sum(1)[:, None] * A.sum((1, 2))[:, None]).expand(-1, l)  # nothing, but differentiable
-    together = max(1, BLOCK // A.shape[1] ** 2) if A.device.type == "cpu" else A.shape[0]
+    together = _together(A, A.shape[1] ** 2)
     parts = zip(A.split(together), B.split(together), C.split(together), strict=True)
     return torch.cat([_dense_kernel(*part, l) for part in parts])
 
@@ -42,14 +39,18 @@ def dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
 def _dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
     columns, power = B[:, :, None], A  # (h, n, 1): A^i B; A^(number of columns)
     while columns.shape[2] < _columns(l):
-        columns = _flush(torch.cat([columns, power @ columns], 2))
-        power = _flush(power @ power)
+        columns = torch.cat([columns, power @ columns], 2)
+        power = _squared(power)
     rows = C[:, None]  # (h, 1, n): C A^(I j)
     count = -(-l // columns.shape[2])
     while rows.shape[1] < count:
-        rows = _flush(torch.cat([rows, rows[:, : count - rows.shape[1]] @ power], 1))
-        power = _flush(power @ power) if rows.shape[1] < count else power
-    return (rows @ columns).flatten(1)[:, :l]
+        rows = torch.cat([rows, rows[:, : count - rows.shape[1]] @ power], 1)
+        power = _squared(power) if rows.shape[1] < count else power
+    return (_flush(rows) @ _flush(columns)).flatten(1)[:, :l]
+
+
+def _squared(power: Tensor) -> Tensor:
+    return _flush(power @ power)
 
 
 def vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
@@ -58,13 +59,11 @@ def vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
     Args:
         weight, z: (h, n), complex128.
     Returns:
-        (h, l), float64.
+        (h, l), l of 1 or more, float64.
 
     Cost: O(n l) for each of h.
     """
-    if l == 0 or z.numel() == 0:
-        return (weight * z).sum(1).real[:, None].expand(-1, l)  # nothing, but differentiable
-    together = max(1, BLOCK // (z.shape[1] * _columns(l))) if z.device.type == "cpu" else z.shape[0]
+    together = _together(z, z.shape[1] * _columns(l))
     parts = zip(weight.split(together), z.split(together), strict=True)
     return torch.cat([_vandermonde(*part, l) for part in parts])
 
@@ -81,18 +80,23 @@ def _powers(first: Tensor, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """first z^i for i < count, (h, count, n), and z to the power of two that is no less than count."""
     table = first[:, None]
     while table.shape[1] < count:
-        table = _flush(torch.cat([table, table[:, : count - table.shape[1]] * z[:, None]], 1))
+        table = torch.cat([table, table[:, : count - table.shape[1]] * z[:, None]], 1)
         z = _flush(z * z)
-    return table, z
+    return _flush(table), z
 
 
 def _columns(l: int) -> int:
-    """I: the power of two next above sqrt(l)."""
-    return 1 << (l - 1).bit_length() // 2 if l > 1 else 1
+    """I: a power of two next to sqrt(l)."""
+    return 1 << (l - 1).bit_length() // 2
+
+
+def _together(value: Tensor, elements: int) -> int:
+    """How many systems to work on at once, a matrix of one having so many elements."""
+    return max(1, BLOCK // max(1, elements) if value.device.type == "cpu" else value.shape[0])
 
 
 def _flush(value: Tensor) -> Tensor:
-    """Zero in place of what is all but zero; NaN stays."""
+    """Zero in place of what is all but zero, with the gradient of doing nothing; NaN and infinity stay."""
     if value.is_complex():
-        return torch.view_as_complex(functional.hardshrink(torch.view_as_real(value), TINY))
-    return functional.hardshrink(value, TINY)
+        return torch.view_as_complex(_flush(torch.view_as_real(value)))
+    return value - value.detach().clamp(-TINY, TINY)

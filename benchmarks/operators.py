@@ -18,7 +18,7 @@ from pathlib import Path
 
 from record import RESULTS, store
 
-from ssmcourse.bench import command, tables
+from ssmcourse.bench import command, promises, tables
 from ssmcourse.bench.contestants import rivals
 from ssmcourse.bench.operators import OPERATORS
 from ssmcourse.bench.session import Plan
@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> int:
         store(f"operators_{name}", quiet=True, **result)
         write_readme()
         sound = sound and command.sound(result)
-    return 0 if sound else 1
+    broken = [f"{name} {line}" for name in wanted for line in promises.shortfalls(results()[name])]
+    print("\n".join(broken or ["all that is promised holds"]))
+    return 0 if sound and not broken else 1
 
 
 def results() -> dict[str, dict]:

@@ -64,7 +64,7 @@ def measured(name: str, plan: Plan) -> dict[str, Any]:
     with console.status(name) as status:
         result = session.measure(name, plan, lambda line: status.update(line))
     for piece in tables.terminal(result):
-        console.print(piece, markup=False) if isinstance(piece, str) else console.print(piece)
+        console.print(piece)
     return result
 
 

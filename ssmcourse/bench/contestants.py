@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -59,13 +60,15 @@ def _importable(module: str) -> bool:
 class Entry:
     """A contestant with its arrays: `forward()` is one call, `both()` one with all gradients.
 
-    `own(value)` is a result of `forward` or `both` as torch tensors that lie as ours do.
+    `own(value)` is a result of `forward` or `both` as torch tensors that lie as ours do. `prepare(direction)`
+    compiles what can be compiled without a call.
     """
 
     peer: Peer
     forward: Callable[[], Any]
     both: Callable[[], Any]
     own: Callable[[Any], Any]
+    prepare: Callable[[str], Any] = lambda direction: None
 
 
 def enter(peer: Peer, inputs: Inputs, options: dict[str, Any], weight: Tensor | None = None) -> Entry:
@@ -130,16 +133,19 @@ def _for_jax(
         y, pull = jax.vjp(call, given)
         return y, pull(arriving)[0]
 
-    forward, both = jax.jit(call), jax.jit(differentiated)
+    arguments = {"forward": (given,), "both": (given, arriving)}
+
+    @functools.cache
+    def compiled(direction: str) -> Callable[..., Any]:
+        traced = jax.jit(call if direction == "forward" else differentiated)
+        return traced.lower(*arguments[direction]).compile()
+
+    def run(direction: str) -> Any:
+        return jax.block_until_ready(compiled(direction)(*arguments[direction]))
 
     def own(value: Any) -> Any:
         if isinstance(value, tuple):
             return own(value[0]), {name: own(g) for name, g in value[1].items()}
         return _swapped(torch.from_numpy(np.array(value)), peer.swap)
 
-    return Entry(
-        peer,
-        lambda: jax.block_until_ready(forward(given)),
-        lambda: jax.block_until_ready(both(given, arriving)),
-        own,
-    )
+    return Entry(peer, lambda: run("forward"), lambda: run("both"), own, compiled)

@@ -19,22 +19,22 @@ from ssmcourse.bench.peers import Peer
 WARM_LENGTH = 320  # more than one chunk
 
 
-def weigh(op: Operator, numbers: tuple[int, ...], who: str, *, backward: bool) -> dict[str, float]:
-    """Run `who` once at these sizes; call it in a fresh process.
+def weigh(op: Operator, numbers: tuple[int, ...], who: str) -> dict[str, float]:
+    """Run `who` once at these sizes, forward and backward; call it in a fresh process.
 
     Returns:
         `mb`, the peak in MB (10^6 bytes) beyond the warm process; `needed_mb`, the size of inputs and outputs
-        and, with `backward`, of their gradients; `ratio`, the one over the other.
+        and of their gradients; `ratio`, the one over the other.
     Raises:
         ValueError: nobody of that name, or the system does not tell the size of a process.
     """
     peer = _find(op, who)
     # Twice: the second run grows whatever the allocator keeps for the next time.
     for _ in range(2):
-        _run(op, numbers, peer, backward, min(op.length(numbers), WARM_LENGTH))
+        _run(op, numbers, peer, min(op.length(numbers), WARM_LENGTH))
     gc.collect()
     before = _resident()
-    needed, peak = _run(op, numbers, peer, backward, None)
+    needed, peak = _run(op, numbers, peer, None)
     grown = peak - before
     return {"mb": grown / 1e6, "needed_mb": needed / 1e6, "ratio": grown / needed}
 
@@ -47,23 +47,21 @@ def _find(op: Operator, who: str) -> Peer:
     raise ValueError(f"who: got {who!r}, expected one of {', '.join(peer.name for peer in there)}")
 
 
-def _run(
-    op: Operator, numbers: tuple[int, ...], peer: Peer, backward: bool, l: int | None
-) -> tuple[int, int]:
+def _run(op: Operator, numbers: tuple[int, ...], peer: Peer, l: int | None) -> tuple[int, int]:
     """One run at length `l`: the bytes of inputs, outputs and gradients, and the peak meanwhile."""
     inputs = op.inputs(numbers, l=l)
     options = op.options(op.sizes(numbers) | ({} if l is None else {"l": l}))
-    like = inputs["x"] if "x" in inputs else inputs["b"]
-    weight = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)) if backward else None
+    weight = torch.randn(inputs[op.like].shape, generator=torch.Generator().manual_seed(1))
+    needed = 2 * sum(t.numel() * t.element_size() for t in [*inputs.values(), weight])
     entry = contestants.enter(peer, inputs, options, weight)
-    needed = sum(t.numel() * t.element_size() for t in inputs.values()) + like.numel() * like.element_size()
-    del inputs, like, weight  # a contestant that wants them otherwise has its own
+    del inputs, weight  # a contestant that wants them otherwise has its own
+    entry.prepare("both")
     gc.collect()
     _forget_peak()
-    result = entry.both() if backward else entry.forward()
+    result = entry.both()
     peak = _peak()
     del result
-    return needed * (2 if backward else 1), peak
+    return needed, peak
 
 
 STATUS = Path("/proc/self/status")

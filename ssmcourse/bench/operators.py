@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn import functional
 from torch import Tensor
+from torch.nn import functional
 
 from ssmcourse.bench import loops
 from ssmcourse.bench.limits import Work
@@ -33,7 +33,7 @@ class Promise:
     both: float | None = None
     aim: tuple[float, float | None] = (0.0, None)
     limit: tuple[float, float] | None = None
-    against: str = ""  # the peer that is meant; empty: the best valid one
+    against: str = ""  # who is meant, as `best_peer` of `tables` takes it; empty: the best valid peer
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,17 @@ class Operator:
     work: Callable[[Sizes], tuple[Work, Work]] | None = None
     options: Callable[[Sizes], dict[str, Any]] = lambda sizes: {}
     ours: dict[str, Any] = field(default_factory=dict)  # options that only our function has
+    like: str = "x"  # the input of whose shape the output is, where it is measured long
     home: str = "ssmcourse"
     backward: bool = True
     scaling: tuple[int, ...] | None = None
     long: tuple[int, ...] | None = None
     memory: tuple[tuple[int, ...], ...] = ()  # cases in which every contestant is weighed
+    memory_ratio: float | None = None  # at most: peak of `long` over inputs, outputs and gradients
+    memory_of: dict[str, float] = field(
+        default_factory=dict
+    )  # peer -> how many times ours it needs, at least
+    by_memory: bool = False  # reading and writing is all that it has to wait for
 
     def sizes(self, numbers: tuple[int, ...]) -> Sizes:
         """Letter -> size."""
@@ -206,6 +212,8 @@ OPERATORS: dict[str, Operator] = {
             scaling=(1, LONG, 256, 16),
             long=(1, LONG, 1024, 16),
             memory=((1, 2048, 768, 16),),
+            memory_ratio=1.5,
+            memory_of={"jax lax.scan": 10},
         ),
         Operator(
             "ssd",
@@ -222,6 +230,8 @@ OPERATORS: dict[str, Operator] = {
             scaling=(1, LONG, 8, 64, 64, 64),
             long=(1, LONG, 24, 64, 128, 64),
             memory=((1, 8192, 8, 64, 64, 64),),
+            memory_ratio=2.5,
+            memory_of={"fla naive chunk": 8},
         ),
         Operator(
             "linear_scan",
@@ -229,12 +239,14 @@ OPERATORS: dict[str, Operator] = {
             _scan_inputs,
             loops.linear_scan,
             {
-                (2, 4096, 256): (Promise(4, 1.8, (5, 4), (1.3, 1.9)),),
-                (1, LONG, 64): (Promise(4, 1.8, (5, 4), (1.3, 1.9)),),
+                (2, 4096, 256): (Promise(4, 1.8, (5, 4), (1.3, 1.9), "as ours"), Promise(1)),
+                (1, LONG, 64): (Promise(4, 1.8, (5, 4), (1.3, 1.9), "as ours"), Promise(1)),
             },
             _scan_work,
             scaling=(1, LONG, 256),
             memory=((2, 4096, 256),),
+            like="b",
+            by_memory=True,
         ),
         Operator(
             "causal_conv1d",
@@ -244,6 +256,7 @@ OPERATORS: dict[str, Operator] = {
             {(1, 2048, 1536, 4): (), (2, 4096, 256, 4): ()},
             _conv_work,
             scaling=(1, LONG, 256, 4),
+            by_memory=True,
         ),
         Operator(
             "s4_kernel",

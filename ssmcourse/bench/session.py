@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ssmcourse.bench import tables
 from ssmcourse.bench.operators import OPERATORS, Operator
 from ssmcourse.bench.peers import PEERS
 from ssmcourse.bench.timing import BUSY_FROM, load, machine
@@ -36,7 +37,7 @@ class Plan:
 
     @property
     def turns(self) -> dict[str, Any]:
-        return {"rounds": 3, "budget": 1.0} if self.quick else {"rounds": 7, "budget": 3.0}
+        return {"rounds": 3, "budget": 0.5} if self.quick else {"rounds": 7, "budget": 2.0}
 
 
 def measure(name: str, plan: Plan, say: Say = lambda line: None) -> dict[str, Any]:
@@ -62,16 +63,7 @@ def measure(name: str, plan: Plan, say: Say = lambda line: None) -> dict[str, An
         "failed": [],
     }
     for numbers in cases[-1:] if plan.quick else cases:
-        for threads in plan.threads[:1] if plan.quick else plan.threads:
-            say(f"{name} {_shape(numbers)}, {threads} thread{'s'[: threads > 1]}")
-            request = {
-                "what": "compare",
-                "operator": name,
-                "sizes": numbers,
-                "threads": threads,
-                **plan.turns,
-            }
-            _add(result, "cases", ask(request, threads), request)
+        _add_cases(result, numbers, plan, say)
         loads.append(load())
     if not plan.quick and not plan.sizes:
         _add_scaling(result, op, say)
@@ -83,6 +75,17 @@ def measure(name: str, plan: Plan, say: Say = lambda line: None) -> dict[str, An
     return result
 
 
+def _add_cases(result: dict[str, Any], numbers: tuple[int, ...], plan: Plan, say: Say) -> None:
+    """The case with each number of threads; who is right is found out the first time only."""
+    known = None
+    for threads in plan.threads[:1] if plan.quick else plan.threads:
+        say(f"{result['operator']} {_shape(numbers)}, {threads} thread{'s'[: threads > 1]}")
+        request = {"what": "compare", "operator": result["operator"], "sizes": numbers, "threads": threads}
+        answer = ask(request | plan.turns | {"known": known}, threads)
+        _add(result, "cases", answer, request)
+        known = known or (answer if "rows" in answer else None)
+
+
 def _add_scaling(result: dict[str, Any], op: Operator, say: Say) -> None:
     if op.scaling is not None:
         say(f"{op.name}, long against short")
@@ -91,24 +94,20 @@ def _add_scaling(result: dict[str, Any], op: Operator, say: Say) -> None:
 
 
 def _add_memory(result: dict[str, Any], op: Operator, say: Say) -> None:
+    """Forward with backward: our best backend and every peer that is right, and ours at full length."""
+    if not result["cases"]:
+        return
+    best = tables.ours(result["cases"][0])["name"]
+    to_weigh = [(op.long, best)] if op.long else []
     for numbers in op.memory:
-        measured = next((c for c in result["cases"] if c["sizes"] == list(numbers)), {"rows": []})
-        for row in (r for r in measured["rows"] if "failed" not in r):
-            for backward in (False, True)[: 1 + op.backward]:
-                _weigh(result, op, numbers, row["name"], backward, say)
-    if op.long is not None and result["cases"]:
-        best = next(r["name"] for r in result["cases"][0]["rows"] if r["kind"] == "ours")
-        _weigh(result, op, op.long, best, True, say)
-
-
-def _weigh(
-    result: dict[str, Any], op: Operator, numbers: tuple[int, ...], who: str, backward: bool, say: Say
-) -> None:
-    say(f"{op.name} {_shape(numbers)}, memory of {who}")
-    request = {"what": "memory", "operator": op.name, "sizes": numbers, "who": who, "backward": backward}
-    answer = ask(request, 1)
-    answer |= {"sizes": list(numbers), "who": who, "backward": backward}
-    _add(result, "memory", answer, request)
+        rows = next((c["rows"] for c in result["cases"] if c["sizes"] == list(numbers)), [])
+        right = [r["name"] for r in rows if r["kind"] != "ours" and r.get("both", {}).get("valid")]
+        to_weigh += [(numbers, who) for who in [best, *right]]
+    for numbers, who in to_weigh:
+        say(f"{op.name} {_shape(numbers)}, memory of {who}")
+        request = {"what": "memory", "operator": op.name, "sizes": numbers, "who": who}
+        answer = ask(request, 1)
+        _add(result, "memory", answer | {"sizes": list(numbers), "who": who}, request)
 
 
 def _add(result: dict[str, Any], where: str, answer: dict[str, Any], request: dict[str, Any]) -> None:

@@ -36,19 +36,24 @@ def best_peer(case: Case, direction: str, against: str = "") -> tuple[str, float
     """The quickest valid rival and how many times as long as ours it takes.
 
     Args:
-        against: the name of a peer, or of a framework; empty: anyone.
+        against: the name of a peer; or "torch" or "jax"; or "as ours", those whose arrays lie as ours do;
+            empty: anyone.
     """
     mine = time_of(case, ours(case), direction)
     times = [
         (time, row["name"])
         for row in case["rows"]
-        if row["kind"] != "ours" and against in ("", row["name"], row["kind"])
+        if row["kind"] != "ours" and against in ("", row["name"], row["kind"], _lies(row))
         if (time := time_of(case, row, direction)) is not None
     ]
     if mine is None or not times:
         return None
     time, name = min(times)
     return name, time / mine
+
+
+def _lies(row: Row) -> str:
+    return "as it likes" if row["turned"] else "as ours"
 
 
 def of_limit(case: Case, direction: str) -> float | None:
@@ -77,7 +82,14 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def terminal(result: dict[str, Any]) -> Iterator[Any]:
-    """What `ssmcourse bench` prints of one operator: rich tables and lines."""
+    """What `ssmcourse bench` prints of one operator: rich tables and texts."""
+    from rich.text import Text
+
+    for piece in _pieces(result):
+        yield Text(piece) if isinstance(piece, str) else piece
+
+
+def _pieces(result: dict[str, Any]) -> Iterator[Any]:
     for case in result["cases"]:
         yield _case_table(result, case)
         yield from _verdicts(case)
@@ -158,13 +170,13 @@ def _scaling_line(scaling: dict[str, Any]) -> str:
 def _memory_table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{result['operator']}, peak memory", title_justify="left", box=None, pad_edge=False)
-    for name in ("", result["letters"], "", "MB", "× inputs, outputs, gradients"):
+    title = f"{result['operator']}, peak memory of forward with backward"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("", result["letters"], "MB", "× inputs, outputs, gradients"):
         table.add_column(name, justify="right" if "M" in name or "×" in name else "left")
     for m in result["memory"]:
         sizes = ", ".join(f"{n:,}" for n in m["sizes"])
-        words = DIRECTIONS["both" if m["backward"] else "forward"]
-        table.add_row(m["who"], sizes, words, number(m["mb"], 3), number(m["ratio"]))
+        table.add_row(m["who"], sizes, number(m["mb"], 3), number(m["ratio"]))
     return table
 
 
@@ -173,6 +185,8 @@ def _memory_table(result: dict[str, Any]) -> Any:
 
 def readme(results: Mapping[str, dict[str, Any]]) -> str:
     """The tables of the README's performance section, in Markdown, from the stored results."""
+    if not results:
+        return "Nothing has been measured yet.\n"
     lines = [
         "| operator (sizes) | ours, ms | best peer, times ours | machine's limit | errors, ours; best peer |",
         "|---|---|---|---|---|",
@@ -228,8 +242,7 @@ def _readme_more(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _readme_memory(result: dict[str, Any]) -> str:
-    weighed = [m for m in result["memory"] if m["backward"]]
-    parts = []
+    weighed, parts = result["memory"], []
     for sizes in dict.fromkeys(tuple(m["sizes"]) for m in weighed):
         here = [m for m in weighed if tuple(m["sizes"]) == sizes]
         mine = here[0]

@@ -44,8 +44,7 @@ def scaling(op: Operator, numbers: tuple[int, ...], *, rounds: int) -> dict[str,
     for l in LENGTHS:
         inputs = op.inputs(numbers, l=l)
         options = op.options(op.sizes(numbers) | {"l": l})
-        like = inputs["x"] if "x" in inputs else inputs["b"]
-        entries[l] = contestants.enter(best, inputs, options, torch.randn_like(like))
+        entries[l] = contestants.enter(best, inputs, options, torch.randn_like(inputs[op.like]))
         largest = max(inputs.values(), key=torch.Tensor.numel)
     target = torch.empty_like(largest)
     result: dict[str, Any] = {"sizes": list(numbers), "lengths": list(LENGTHS), "who": best.name}

@@ -6,6 +6,7 @@ To add one, write a function (dtype, b, l) -> named inputs and a line in OPERATO
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,11 @@ class Operator:
         return results if isinstance(results, tuple) else (results,)
 
     def takes_a_backend(self) -> bool:
-        return "backend" in (self.function.__kwdefaults__ or {})
+        return "backend" in self.keywords()
+
+    def keywords(self) -> list[str]:
+        parameters = inspect.signature(self.function).parameters.values()
+        return [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
 
 
 def small(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:

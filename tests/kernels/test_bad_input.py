@@ -80,7 +80,7 @@ def calls(draw: st.DrawFn, op: Operator) -> tuple[dict[str, Any], dict[str, Any]
         kind = draw(st.sampled_from(sorted(WRONG)))
         inputs[name] = WRONG[kind](inputs[name].detach())
     options = dict(op.options)
-    known = [name for name in OPTIONS if name in (op.function.__kwdefaults__ or {}) or name in options]
+    known = [name for name in OPTIONS if name in op.keywords()]
     for name in draw(st.lists(st.sampled_from(known), max_size=2, unique=True)) if known else []:
         options[name] = draw(st.sampled_from(OPTIONS[name]))
     return inputs, options, bool(victims)

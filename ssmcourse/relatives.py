@@ -15,16 +15,17 @@ All three are matrices M(x) too: `rglru_matrix`, `wkv4_matrix` and `linear_atten
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from ssmcourse.arguments import Arguments
+from ssmcourse.duality import ssd
 from ssmcourse.kernels import runtime
 from ssmcourse.precision import without_autocast, working_dtype
 from ssmcourse.scan import linear_scan
-
-CHUNK = 64  # steps of linear attention done as one matrix product
 
 
 def rglru_scan(
@@ -200,6 +201,7 @@ def linear_attention(
     eps: float = 1e-6,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Causal attention without softmax: y_t = sum over j <= t of (q_t . k_j) v_j, divided by their sum.
 
@@ -213,14 +215,16 @@ def linear_attention(
         eps: added to the divisor.
         initial_state: (b, h, p, n), the sum S so far, or with `normalize` (b, h, p + 1, n): z is its last row.
         return_final_state: also return that sum after the last step.
+        backend: as for `ssd`, which does the work: "cpu", "chunked", "reference", or "auto".
     Returns:
         y (b, l, h, p) in v's dtype and, if asked for, the state, in float32 at least.
     Raises:
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
-    Half types are computed in float32. Gradients of all tensors to any order. Autocast changes nothing here.
+    Half types are computed in float32. Gradients of all tensors; to second order with backend="chunked" or
+    "reference". Autocast changes nothing here.
 
-    Cost: O(b l h n p) work as matrix products over chunks of 64 steps, and a state for every chunk.
+    Cost: O(b l h n p) work, as products of matrices over chunks.
     Source: Katharopoulos et al. 2020 (Transformers are RNNs), eq. 9-12. Lessons 09 and 12.
     """
     given = Arguments()
@@ -235,21 +239,20 @@ def linear_attention(
     if normalize:
         values = pad(values, (0, 1), value=1.0)  # a value of ones sums the weights
     state = queries.new_zeros(b, h, rows, n) if initial_state is None else initial_state.to(working)
-    y, state = _chunked(queries, keys, values, state)
+    y, state = runtime.choose("linear_attention", backend, q.device.type)(queries, keys, values, state)
     if normalize:
         y = y[..., :-1] / (y[..., -1:] + eps)
     y = y.to(v.dtype)
     return (y, state) if return_final_state else y
 
 
-def _chunked(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """y_t = S_t q_t and the last S, from `state` (b, h, p, n): attention in a chunk, the sum from before it."""
-    l = q.shape[1]
-    size = max(1, min(CHUNK, l))
-    # (b, l, h, .) to (b, h, c, size, .), with keys of 0 behind the end
-    q, k, v = (
-        pad(t, (0, 0, 0, 0, 0, -l % size)).unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4) for t in (q, k, v)
-    )
-    sums = torch.cat([state[:, :, None], v.mT @ k], 2).cumsum(2)  # (b, h, c + 1, p, n), before each chunk
-    y = (q @ k.mT).tril() @ v + q @ sums[:, :, :-1].mT  # (b, h, c, size, p)
-    return y.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :l], sums[:, :, -1]
+def _by_ssd(backend: str, q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """S_t q_t and the last S: Mamba-2 with (C, B, x) = (q, k, v) and no decay, as its dual form has it."""
+    step, rate = torch.ones_like(q[..., 0]), q.new_zeros(q.shape[2])
+    return ssd(v, step, rate, k, q, initial_state=state, return_final_state=True, backend=backend)
+
+
+runtime.register(
+    "linear_attention",
+    **{name: functools.partial(_by_ssd, name) for name in ("cpu", "chunked", "reference")},
+)

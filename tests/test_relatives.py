@@ -127,8 +127,13 @@ OPERATORS = {
     "rglru": (rglru_scan, rglru_by_steps, rglru_inputs),
     "wkv4": (functools.partial(wkv4, backend="cpu"), wkv4_by_sums, wkv4_inputs),
     "wkv4 reference": (functools.partial(wkv4, backend="reference"), wkv4_by_sums, wkv4_inputs),
-    "linear_attention": (linear_attention, linear_attention_by_steps, linear_attention_inputs),
 }
+for _backend in ("cpu", "chunked", "reference"):
+    OPERATORS[f"linear_attention {_backend}"] = (
+        functools.partial(linear_attention, backend=_backend),
+        linear_attention_by_steps,
+        linear_attention_inputs,
+    )
 
 
 def case(name, operator, b, l, d, *, made=None, terms=1, **options):
@@ -150,9 +155,11 @@ TABLE = [
     *(case("keys of 100s", name, 2, 40, 3, made=HUNDREDS, **STATE) for name in WKV4),
     *(case("keys of 100s, fast and slow", name, 2, 40, 8, made=HUNDREDS | {"spread": 5.0}) for name in WKV4),
     *(case("keys of 100s, float32", name, 2, 40, 3, made=HUNDREDS | SHORT, terms=100) for name in WKV4),
-    case("not divided", "linear_attention", 2, 70, 3, made={"normalize": False}, normalize=False, **STATE),
-    case("eps", "linear_attention", 2, 17, 3, eps=0.5),
-    case("two chunks and one step", "linear_attention", 1, 129, 2, **STATE),
+    case(
+        "not divided", "linear_attention cpu", 2, 70, 3, made={"normalize": False}, normalize=False, **STATE
+    ),
+    case("eps", "linear_attention cpu", 2, 17, 3, eps=0.5),
+    case("two chunks and one step", "linear_attention cpu", 1, 129, 2, **STATE),
 ]
 
 

@@ -32,7 +32,7 @@ def without_autocast(function: Function) -> Function:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
                 device = value.device.type
-                if torch.is_autocast_enabled(device):
+                if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                     with torch.autocast(device, enabled=False):
                         return function(*args, **kwargs)
                 break

@@ -42,7 +42,8 @@ def linear_scan(
     range of a float, it gives 0 or NaN and the others, which go step by step, the exact result.
 
     Gradients of a, b and the initial state to any order; that of a shared gate is summed over those who
-    share it. `torch.compile` and `torch.func.vmap` work; torch.func.grad needs backend="reference".
+    share it. `torch.compile` and torch.func.vmap work; inside torch.func.grad and jvp, and in forward mode,
+    "auto" is the reference.
 
     Cost: O(b l d) work, l steps deep on one channel. Memory: the result, and a copy of `a` only if it is
     shared among trailing dimensions.

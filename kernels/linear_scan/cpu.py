@@ -8,6 +8,9 @@ long as copying its arrays would (benchmarks/linear_scan.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +18,12 @@ from torch import Tensor
 from ssmcourse.kernels.linear_scan import operator
 from ssmcourse.kernels.threads import native, run
 
-NARROW = 4  # up to so many channels, looking ahead in time beats SIMD over channels
+NARROW = 8  # up to so many channels, one chain of products and sums after another beats SIMD over channels
+IN_CACHE = 512  # steps of such a chain before the next channel's, which lies in the same lines of the cache
 PARALLEL_FROM = 1 << 16  # elements; below, waking a second thread costs more than it saves
 BLOCK_AT_LEAST = 256  # channels; a kilobyte a step keeps the memory's prefetcher going
 PIECE_AT_LEAST = 256  # steps
+READING = 0.6  # what `_through` takes, which writes nothing, of the time of `_scan`
 
 Range = tuple[int, int]
 
@@ -42,50 +47,31 @@ def _scan(a, b, entering, h, begin, end, lo, hi, reverse):
 
 
 @native
-def _held(product):
-    """Whether a product of gates is well inside the range of a float32."""
-    size = abs(product.real) + abs(product.imag)
-    return 1e-30 < size < 1e30
-
-
-@native
 def _scan_narrow(a, b, entering, h, begin, end, lo, hi, reverse):
-    """The same for a few channels, one after another.
+    """The same for a few channels, one after another, with the state in a register.
 
-    A step must wait for the product and the sum of the step before: 8 cycles, with the memory idle.
-    So the maps of four steps, h -> decay * h + local, are composed first, which waits for nothing;
-    then the state goes through all four at once. Where a product leaves the range of a float
-    (`_held` says no), the four steps are done one by one.
+    A step waits for the product and the sum of the step before, a single instruction of 4 cycles. That is
+    less than what it costs to begin a loop over a few channels, and to read their states back.
     """
     differs, moves = a.shape[0] > 1, a.shape[1] > 1
-    start, onward = (end - 1, -1) if reverse else (begin, 1)
-    in_fours = (end - begin) // 4 * 4
     for i in range(b.shape[0]):
-        for k in range(lo, hi):
-            gate, x, out = a[i * differs, :, k], b[i, :, k], h[i, :, k]
-            state = entering[i, k]
-            for step in range(0, in_fours, 4):
-                t0 = start + onward * step
-                t1, t2, t3 = t0 + onward, t0 + 2 * onward, t0 + 3 * onward
-                a1, a2, a3 = gate[t1 * moves], gate[t2 * moves], gate[t3 * moves]
-                decay0, local0 = gate[t0 * moves], x[t0]
-                decay1, local1 = a1 * decay0, a1 * local0 + x[t1]
-                decay2, local2 = a2 * decay1, a2 * local1 + x[t2]
-                decay3, local3 = a3 * decay2, a3 * local2 + x[t3]
-                after = decay3 * state + local3
-                if _held(decay1) and _held(decay2) and _held(decay3) and np.isfinite(after):
-                    out[t0] = decay0 * state + local0
-                    out[t1] = decay1 * state + local1
-                    out[t2] = decay2 * state + local2
-                    out[t3] = state = after
-                else:
-                    for t in (t0, t1, t2, t3):
-                        state = gate[t * moves] * state + x[t]
-                        out[t] = state
-            for step in range(in_fours, end - begin):
-                t = start + onward * step
-                state = gate[t * moves] * state + x[t]
-                out[t] = state
+        states = entering[i].copy()
+        for done in range(0, end - begin, IN_CACHE):
+            n = min(IN_CACHE, end - begin - done)
+            low = end - done - n if reverse else begin + done
+            for k in range(lo, hi):
+                gate, x, out = (
+                    a[i * differs, low * moves :, k],
+                    b[i, low : low + n, k],
+                    h[i, low : low + n, k],
+                )
+                if reverse:
+                    gate, x, out = a[i * differs, low * moves : low + n, k][::-1], x[::-1], out[::-1]
+                state = states[k]
+                for t in range(n):
+                    state = gate[t * moves] * state + x[t]
+                    out[t] = state
+                states[k] = state
 
 
 @native
@@ -142,15 +128,18 @@ def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
     h = np.empty_like(x)  # NumPy asks for huge pages: fresh memory costs a third less than torch's
     rows, pieces, blocks = _plan(*x.shape)
     kernel = _scan_narrow if x.shape[2] <= NARROW else _scan
-    run(
-        kernel,
-        [
-            (_of(gates, i), x[i], entering[i], h[i], *piece, *block, reverse)
-            for piece, entering in _entering(gates, x, first, pieces, reverse, gradient=False)
+
+    def jobs(piece: Range, entering: np.ndarray) -> list[tuple]:
+        return [
+            (kernel, _of(gates, i), x[i], entering[i], h[i], *piece, *block, reverse)
             for i in rows
             for block in blocks
-        ],
-    )
+        ]
+
+    def leaving(piece: Range, _: np.ndarray) -> np.ndarray:
+        return h[:, piece[0] if reverse else piece[1] - 1]
+
+    _pass(jobs, leaving, gates, x, first, rows, pieces, reverse, gradient=False)
     return torch.from_numpy(h)
 
 
@@ -161,32 +150,42 @@ def gradient(
     gates, x, states, first = _gates(a), _array(dh), _array(h), _array(initial_state)
     da, db = np.empty_like(x), np.empty_like(x)
     rows, pieces, blocks = _plan(*x.shape)
-    carries = _entering(gates, x, np.zeros_like(first), pieces, not reverse, gradient=True)
-    run(
-        _gradient,
-        [
-            (x[i], _of(gates, i), states[i], first[i], carry[i], da[i], db[i], *piece, *block, reverse)
-            for piece, carry in carries
-            for i in rows
+
+    def jobs(piece: Range, carry: np.ndarray) -> list[tuple]:
+        gates_of = [(i, _of(gates, i)) for i in rows]
+        return [
+            (_gradient, x[i], a_i, states[i], first[i], carry[i], da[i], db[i], *piece, *block, reverse)
+            for i, a_i in gates_of
             for block in blocks
-        ],
-    )
-    _, last_carry = carries[-1]
-    return torch.from_numpy(da), torch.from_numpy(db), torch.from_numpy(last_carry)
+        ]
+
+    def leaving(_: Range, carry: np.ndarray) -> np.ndarray:
+        return carry
+
+    carry = _pass(jobs, leaving, gates, x, np.zeros_like(first), rows, pieces, not reverse, gradient=True)
+    return torch.from_numpy(da), torch.from_numpy(db), torch.from_numpy(carry)
 
 
 def _plan(b: int, l: int, d: int) -> tuple[list[slice], list[Range], list[Range]]:
     """Rows, pieces of l and blocks of channels to share out among the threads.
 
-    l is cut last: to know the states that enter the pieces, a and b have to be read once more, which
-    two threads do not win back, nor a few for a row so narrow that `_scan_narrow` takes it.
+    l is cut last: to know the states that enter the pieces, a and b have to be read once more. A few
+    channels are not: `_scan_narrow` wins nothing from it.
     """
     threads = torch.get_num_threads() if b * l * d >= PARALLEL_FROM else 1
     rows = _cut(b, threads)
     blocks = _cut(d, threads // len(rows), BLOCK_AT_LEAST)
     idle = threads // (len(rows) * len(blocks))
-    pieces = _cut(l, idle if idle > 2 and d > NARROW else 1, PIECE_AT_LEAST)
-    return [slice(*r) for r in rows], pieces, blocks
+    pieces = min(idle, l // PIECE_AT_LEAST) if d > NARROW else 1
+    return [slice(*r) for r in rows], _pieces(l, pieces), blocks
+
+
+def _pieces(l: int, threads: int) -> list[Range]:
+    """One for each thread, and before them one short enough to be done while the others are only read."""
+    if threads < 2:
+        return [(0, l)]
+    ends = [round(l * (READING + n) / (READING + threads)) for n in range(threads + 1)]
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def _cut(n: int, parts: int, at_least: int = 1) -> list[Range]:
@@ -194,19 +193,51 @@ def _cut(n: int, parts: int, at_least: int = 1) -> list[Range]:
     return [(n * p // parts, n * (p + 1) // parts) for p in range(parts)]
 
 
-def _entering(
-    a: np.ndarray, x: np.ndarray, first: np.ndarray, pieces: list[Range], reverse: bool, gradient: bool
-) -> list[tuple[Range, np.ndarray]]:
-    """The pieces in the order they are passed through, each with the state (b, d) that enters it."""
-    in_order = pieces[::-1] if reverse else pieces
-    maps = [(np.empty_like(first), np.empty_like(first)) for _ in in_order[:-1]]
-    run(_through, [(a, x, *m, *p, reverse, gradient) for p, m in zip(in_order, maps, strict=False)])
-    if not all(np.isfinite(m).all() for m in (*maps, (first,))):
-        return [((0, x.shape[1]), first)]  # products that a float cannot hold: one step at a time
-    states = [first]
+def _pass(
+    jobs: Callable[[Range, np.ndarray], list[tuple]],
+    leaving: Callable[[Range, np.ndarray], np.ndarray],
+    a: np.ndarray,
+    x: np.ndarray,
+    state: np.ndarray,
+    rows: list[slice],
+    pieces: list[Range],
+    reverse: bool,
+    gradient: bool,
+) -> np.ndarray:
+    """Run the jobs of every piece with the state (b, d) that enters it; the state after the last.
+
+    While the first piece is done, the others, but for the last, are summed up as maps (`_through`). Then
+    all entering states are known.
+    """
+    l = x.shape[1]
+    if reverse:  # cut as if l ran the other way
+        pieces = [(l - end, l - begin) for begin, end in pieces]
+    maps = [(np.empty_like(state), np.empty_like(state)) for _ in pieces[1:-1]]
+    summing_up = [
+        (_through, _of(a, i), x[i], decay[i], local[i], *piece, reverse, gradient)
+        for piece, (decay, local) in zip(pieces[1:], maps, strict=False)
+        for i in rows
+    ]
+    run(_call, [*jobs(pieces[0], state), *summing_up])
+    state = leaving(pieces[0], state)
+    if len(pieces) == 1:
+        return state
+    if not all(np.isfinite(m).all() for m in (*maps, (state,))):  # one step after another, then
+        rest = (0, pieces[0][0]) if reverse else (pieces[0][1], l)
+        run(_call, jobs(rest, state))
+        return leaving(rest, state)
+    states = [state]
     for decay, local in maps:
         states.append(decay * states[-1] + local)
-    return list(zip(in_order, states, strict=True))
+    run(
+        _call,
+        [job for piece, entering in zip(pieces[1:], states, strict=True) for job in jobs(piece, entering)],
+    )
+    return leaving(pieces[-1], states[-1])
+
+
+def _call(kernel: Callable[..., None], *arguments: Any) -> None:
+    kernel(*arguments)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -168,6 +168,25 @@ def by_steps(a: Tensor, b: Tensor, initial_state: Tensor, *, reverse: bool) -> T
     return torch.stack(out[::-1] if reverse else out, 1)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("threads", [2, 3])
+def test_any_number_of_threads_shares_one_row(threads, reverse):
+    """The first piece is done while the others are summed up; two threads have one of each."""
+    inputs = {
+        "a": 0.9 * gates((1, 2100, 33)),
+        "b": random((1, 2100, 33), seed=2),
+        "initial_state": random((1, 33), seed=3),
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_agrees(
+            functools.partial(linear_scan, backend="cpu"), by_steps, inputs, terms=100, reverse=reverse
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.usefixtures("four_threads")
 def test_gates_whose_product_overflows_a_piece():
     """1.2 to the 700th is beyond float32; the states that matter are not, since b is 0 until late."""

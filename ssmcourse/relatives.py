@@ -175,9 +175,9 @@ def _running_top(keys: Tensor, decay: Tensor, before: Tensor) -> Tensor:
 
 
 def _heights(keys: Tensor, decay: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """k_j + j decay and j decay, (b, l + 1, d), in float64: k_j is small beside j decay."""
+    """k_j + j decay and j decay, (b, l + 1, d), in float64, and no larger than leaves digits for k_j."""
     steps = torch.arange(keys.shape[1] + 1, device=keys.device)[:, None]
-    slope = steps * decay.double().clamp(max=1e4)  # faster than that, and only the latest key counts
+    slope = steps * decay.double().clamp(max=2.0**50 / len(steps))  # where only the latest key counts
     return torch.cat([before[:, None], keys], 1) + slope, slope
 
 
@@ -239,7 +239,8 @@ def linear_attention(
     if normalize:
         values = pad(values, (0, 1), value=1.0)  # a value of ones sums the weights
     state = queries.new_zeros(b, h, rows, n) if initial_state is None else initial_state.to(working)
-    y, state = runtime.choose("linear_attention", backend, q.device.type)(queries, keys, values, state)
+    run = runtime.choose("linear_attention", backend, q.device.type)
+    y, state = run(queries, keys, values, state)
     if normalize:
         y = y[..., :-1] / (y[..., -1:] + eps)
     y = y.to(v.dtype)

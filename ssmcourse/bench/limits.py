@@ -16,7 +16,7 @@ import torch
 
 from ssmcourse.bench.timing import Timing
 from ssmcourse.kernels import vector_math
-from ssmcourse.kernels.threads import native
+from ssmcourse.kernels.threads import native, run
 
 SIDE = 512  # of the matrices multiplied
 IN_CACHE = 1 << 13  # numbers, 32 KB: exponentials without the memory
@@ -55,36 +55,35 @@ class Rates:
 
 
 class Yardsticks:
-    """The three calls to be timed between the rivals, and what their times say."""
+    """The three calls to be timed between the rivals, and what their times say.
+
+    They use as many threads as torch was told to.
+    """
 
     def __init__(self, largest: int) -> None:
         """Args: largest, the bytes of the largest array of the case, since a copy that fits a cache is quicker."""
-        source = torch.ones(max(1 << 16, largest // 4))
-        target = torch.empty_like(source).copy_(source)
+        threads = torch.get_num_threads()
+        source = np.ones(max(1 << 16, largest // 4), dtype=np.float32)
+        target = source.copy()  # NumPy asks for huge pages, which torch's arrays do not have
+        halves = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
         left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
         product = torch.empty(SIDE, SIDE)
         x = np.linspace(-8, 0, IN_CACHE, dtype=np.float32)
-        out = np.empty_like(x)
-        self.bytes = 2 * 4 * source.numel()
+        passes = [(x, np.empty_like(x), PASSES) for _ in range(threads)]
+        self.bytes, self.exps = 2 * source.nbytes, threads * PASSES * IN_CACHE
+        self.copy: Callable[[], Any] = lambda: run(np.copyto, halves)
         self.calls: list[Callable[[], Any]] = [
-            lambda: target.copy_(source),
+            self.copy,
             lambda: torch.mm(left, right, out=product),
-            lambda: _exponentials(x, out, PASSES),
+            lambda: run(_exponentials, passes),
         ]
 
     def rates(self, copy: Timing, matmul: Timing, exp: Timing, threads: int = 1) -> Rates:
-        """From the time of each: CPU time on one thread, where others may be using the machine, else wall time.
-
-        The exponentials run on one thread; more of them share nothing.
-        """
+        """From the time of each: CPU time on one thread, where others may be using the machine, else wall time."""
         copying, multiplying, exponentiating = (
             1e-3 * (timing.cpu_ms if threads == 1 else timing.wall_ms) for timing in (copy, matmul, exp)
         )
-        return Rates(
-            bytes=self.bytes / copying,
-            flops=2 * SIDE**3 / multiplying,
-            exps=threads * PASSES * IN_CACHE / exponentiating,
-        )
+        return Rates(self.bytes / copying, 2 * SIDE**3 / multiplying, self.exps / exponentiating)
 
 
 @native

@@ -29,9 +29,9 @@ class Promise:
     `limit` is how many times the machine's limit ours may take. None: nothing is said about it.
     """
 
-    forward: float
+    forward: float | None = None
     both: float | None = None
-    aim: tuple[float, float | None] = (0.0, None)
+    aim: tuple[float | None, float | None] = (None, None)
     limit: tuple[float, float] | None = None
     against: str = ""  # who is meant, as `best_peer` of `tables` takes it; empty: the best valid peer
 
@@ -239,8 +239,8 @@ OPERATORS: dict[str, Operator] = {
             _scan_inputs,
             loops.linear_scan,
             {
-                (2, 4096, 256): (Promise(4, 1.8, (5, 4), (1.3, 1.9), "as ours"), Promise(1)),
-                (1, LONG, 64): (Promise(4, 1.8, (5, 4), (1.3, 1.9), "as ours"), Promise(1)),
+                (2, 4096, 256): (Promise(4, 1.8, (5, 4), (1.3, 1.9), "as ours"), Promise(1, 1)),
+                (1, LONG, 64): (Promise(4, 1.8, (5, 4), (1.3, 1.9), "as ours"), Promise(1, 1)),
             },
             _scan_work,
             scaling=(1, LONG, 256),

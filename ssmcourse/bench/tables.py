@@ -188,8 +188,8 @@ def readme(results: Mapping[str, dict[str, Any]]) -> str:
     if not results:
         return "Nothing has been measured yet.\n"
     lines = [
-        "| operator (sizes) | ours, ms | best peer, times ours | machine's limit | errors, ours; best peer |",
-        "|---|---|---|---|---|",
+        "| operator (sizes) | ours, ms | a peer takes, times ours | aim: at least; best | ours takes, times the machine's limit | errors: ours; best peer |",
+        "|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         op = OPERATORS[name]
@@ -204,11 +204,19 @@ def readme(results: Mapping[str, dict[str, Any]]) -> str:
 def _readme_row(op: Operator, case: Case) -> str:
     directions = list(case["limits"])
     times = " / ".join(number(time_of(case, ours(case), d), 3) for d in directions)
-    promises = op.cases.get(tuple(case["sizes"]), ()) or (Promise(0),)
+    promises = op.cases.get(tuple(case["sizes"]), ()) or (Promise(),)
     peers = "; ".join(_against(case, directions, promise) for promise in promises)
+    aims = "; ".join(map(_aim, promises))
     limits = [of_limit(case, d) for d in directions]
     within = " / ".join(map(number, limits)) if any(limits) else "–"
-    return f"| `{op.name}` ({_sizes(op, case)}) | {times} | {peers} | {within} | {_errors(case)} |"
+    most = next((f" (aim {p.limit[0]} / {p.limit[1]})" for p in promises if p.limit), "")
+    return f"| `{op.name}` ({_sizes(op, case)}) | {times} | {peers} | {aims} | {within}{most} | {_errors(case)} |"
+
+
+def _aim(promise: Promise) -> str:
+    pairs = ((promise.forward, promise.both), promise.aim)
+    texts = [" / ".join(f"{v:g}" for v in pair if v is not None) for pair in pairs]
+    return " and ".join(text for text in texts if text) or "–"
 
 
 def _sizes(op: Operator, case: Case) -> str:
@@ -238,6 +246,9 @@ def _readme_more(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         two = number(min(gains)) + (f" to {number(max(gains))}" if len(gains) > 1 else "") if gains else "–"
         scaling = result["scaling"]
         steps = " / ".join(number(scaling[d]["ratio"], 3) for d in DIRECTIONS) if scaling else "–"
+        if scaling and OPERATORS[name].by_memory:
+            shares = " / ".join(f"{100 * scaling[d]['of_copy_bandwidth']:.0f} %" for d in DIRECTIONS)
+            steps += f", moving {shares} of what a copy moves"
         yield f"| `{name}` | {two} | {steps} | {_readme_memory(result)} |"
 
 
@@ -248,8 +259,9 @@ def _readme_memory(result: dict[str, Any]) -> str:
         mine = here[0]
         text = f"{number(mine['mb'], 3)} MB, {number(mine['ratio'])} times what goes in and out"
         rivals = [m for m in here[1:] if not m["who"].startswith("ours")]
-        if rivals:
-            least = min(rivals, key=lambda m: m["mb"])
-            text += f"; {least['who']} {number(least['mb'], 3)} MB"
+        named = OPERATORS[result["operator"]].memory_of
+        for m in sorted(rivals, key=lambda m: m["mb"]):
+            if m["who"] in named or m["mb"] == min(r["mb"] for r in rivals):
+                text += f"; {m['who']} {number(m['mb'], 3)} MB"
         parts.append(f"({', '.join(f'{n:,}' for n in sizes)}): {text}")
     return "<br>".join(parts) or "–"

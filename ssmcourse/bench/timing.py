@@ -38,7 +38,7 @@ def interleaved(
         rivals: functions without arguments.
         rounds: turns of each.
         budget: seconds for one rival; one that needs longer gets fewer turns, and one whose very first
-            call takes longer is not called again.
+            call takes twice as long is not called again.
     """
     watches = [_Watch(rival, rounds, budget) for rival in rivals]
     for turn in range(rounds):
@@ -53,7 +53,7 @@ class _Watch:
         self.rival, self.calls = rival, 1
         self.laps: list[tuple[float, float]] = []
         self.turns = 0
-        if self.lap() > budget:
+        if self.lap() > 2 * budget:
             return
         self.laps.clear()
         seconds = self.lap()

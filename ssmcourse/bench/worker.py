@@ -16,6 +16,7 @@ import torch
 
 from ssmcourse.bench import contestants
 from ssmcourse.bench.compare import compare
+from ssmcourse.bench.limits import Yardsticks
 from ssmcourse.bench.memory import weigh
 from ssmcourse.bench.operators import LENGTHS, OPERATORS, Operator
 from ssmcourse.bench.timing import interleaved
@@ -45,19 +46,17 @@ def scaling(op: Operator, numbers: tuple[int, ...], *, rounds: int) -> dict[str,
         inputs = op.inputs(numbers, l=l)
         options = op.options(op.sizes(numbers) | {"l": l})
         entries[l] = contestants.enter(best, inputs, options, torch.randn_like(inputs[op.like]))
-        largest = max(inputs.values(), key=torch.Tensor.numel)
-    target = torch.empty_like(largest)
+    sticks = Yardsticks(max(t.numel() * t.element_size() for t in inputs.values()))
     result: dict[str, Any] = {"sizes": list(numbers), "lengths": list(LENGTHS), "who": best.name}
     works = op.work(op.sizes(numbers) | {"l": LENGTHS[-1]}) if op.work else ()
     for direction, work in zip(("forward", "both"), works, strict=True):
         calls = [getattr(entries[l], direction) for l in LENGTHS]
-        *ours, copy = interleaved([*calls, lambda: target.copy_(largest)], rounds=rounds)
+        *ours, copy = interleaved([*calls, sticks.copy], rounds=rounds)
         steps = [1e6 * t.cpu_ms / l for t, l in zip(ours, LENGTHS, strict=True)]
-        copied = 2 * target.numel() * target.element_size() / copy.cpu_ms
         result[direction] = {
             "ns_a_step": steps,
             "ratio": steps[-1] / steps[0],
-            "of_copy_bandwidth": work.bytes / ours[-1].cpu_ms / copied,
+            "of_copy_bandwidth": (work.bytes / ours[-1].cpu_ms) / (sticks.bytes / copy.cpu_ms),
         }
     return result
 

@@ -171,7 +171,10 @@ def test_the_step_keeps_its_dtypes():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"k": draw(2, 16, 6)}, r"k: got shape \(2, 16, 6\), expected \(b, l, d\) with b=2, l=17, d=6 as in q"),
+        (
+            {"k": draw(2, 16, 6)},
+            r"k: got shape \(2, 16, 6\), expected \(b, l, d\) with b=2, l=17, d=6 as in q",
+        ),
         ({"v": draw(2, 17, 6).float()}, r"v: got dtype torch.float32, expected torch.float64"),
         ({"shift_kernel": draw(5, 4)}, r"shift_kernel: got shape \(5, 4\)"),
         ({"shift_kernel": draw(6, 0)}, r"shift_kernel: got shape \(6, 0\), expected \(d, m\) with m of 1"),

@@ -72,7 +72,9 @@ def bilinear(measure: str, n: int, dt: float) -> tuple[torch.Tensor, torch.Tenso
     return inverse @ (torch.eye(n) + dt / 2 * A), dt * inverse @ B
 
 
-def in_channels(measure: str, n: int, steps: list[float], half_modes: bool) -> tuple[Recurrence, torch.Tensor]:
+def in_channels(
+    measure: str, n: int, steps: list[float], half_modes: bool
+) -> tuple[Recurrence, torch.Tensor]:
     Lambda, P, B, V = nplr(measure, n)
     kept = n // 2 if half_modes else n
     h = len(steps)
@@ -95,9 +97,7 @@ def test_steps_in_order_n_are_those_of_the_dense_matrix(measure, half_modes):
         new = nplr_step(state, x_t, recurrence)
         assert torch.equal(state, before)
         state = new
-        dense = torch.stack(
-            [dense[:, i] @ A.mT + x_t[:, i, None] * B for i, (A, B) in enumerate(systems)], 1
-        )
+        dense = torch.stack([dense[:, i] @ A.mT + x_t[:, i, None] * B for i, (A, B) in enumerate(systems)], 1)
         in_real_basis = (2 if half_modes else 1) * (state @ V.mT).real
         assert mismatch(in_real_basis, dense, terms=9 * n) is None
 
@@ -135,7 +135,14 @@ def test_gradients_of_the_step():
         return nplr_step(state, x, discretize_nplr(Lambda - 2, P, B, dt.exp(), half_modes=True))
 
     real = torch.float64
-    given = (draw(2, 3), draw(2, 3, 2), draw(2, 3), draw(2, dtype=real), draw(1, 2, 3), draw(1, 2, dtype=real))
+    given = (
+        draw(2, 3),
+        draw(2, 3, 2),
+        draw(2, 3),
+        draw(2, dtype=real),
+        draw(1, 2, 3),
+        draw(1, 2, dtype=real),
+    )
     assert torch.autograd.gradcheck(step, given)
 
 

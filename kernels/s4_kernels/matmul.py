@@ -12,12 +12,15 @@ at every node of the Fourier transform, one division each, and need A^l as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
 TINY = (
     1e-150  # products of what is above stay normal numbers; arithmetic on denormals is a hundred times slower
 )
+LEAPS = 16  # so many products of a few rows with one power cost less than to square it on and on
 BLOCK = 1 << 16  # elements of the matrices worked on at once on a CPU: a few of them fit into its cache
 
 
@@ -37,20 +40,19 @@ def dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
 
 
 def _dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
-    columns, power = B[:, :, None], A  # (h, n, 1): A^i B; A^(number of columns)
+    powers = _doubled(A, torch.matmul)
+    columns, power = B[:, :, None], next(powers)  # (h, n, 1): A^i B; A^(number of columns)
     while columns.shape[2] < _columns(l):
         columns = torch.cat([columns, power @ columns], 2)
-        power = _squared(power)
-    rows = C[:, None]  # (h, 1, n): C A^(I j)
-    count = -(-l // columns.shape[2])
-    while rows.shape[1] < count:
-        rows = torch.cat([rows, rows[:, : count - rows.shape[1]] @ power], 1)
-        power = _squared(power) if rows.shape[1] < count else power
-    return (_flush(rows) @ _flush(columns)).flatten(1)[:, :l]
-
-
-def _squared(power: Tensor) -> Tensor:
-    return _flush(power @ power)
+        power = next(powers)
+    rows, count = C[:, None], -(-l // columns.shape[2])  # (h, 1, n): C A^(I j)
+    while rows.shape[1] * LEAPS < count:
+        rows = torch.cat([rows, rows @ power], 1)
+        power = next(powers)
+    leaps = [rows]
+    while len(leaps) * rows.shape[1] < count:
+        leaps.append(leaps[-1] @ power)
+    return (_flush(torch.cat(leaps, 1)) @ _flush(columns)).flatten(1)[:, :l]
 
 
 def vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
@@ -78,11 +80,21 @@ def _vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
 
 def _powers(first: Tensor, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """first z^i for i < count, (h, count, n), and z to the power of two that is no less than count."""
-    table = first[:, None]
+    powers = _doubled(z, torch.mul)
+    table, power = first[:, None], next(powers)
     while table.shape[1] < count:
-        table = torch.cat([table, table[:, : count - table.shape[1]] * z[:, None]], 1)
-        z = _flush(z * z)
-    return _flush(table), z
+        table = torch.cat([table, table[:, : count - table.shape[1]] * power[:, None]], 1)
+        power = next(powers)
+    return _flush(table), power
+
+
+def _doubled(z: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
+    """z, z^2, z^4, ... Flushed at every second, and there at the root of TINY: that lasts for two products."""
+    while True:
+        yield z
+        z = product(z, z)
+        yield z
+        z = _flush(product(z, z), TINY**0.5)
 
 
 def _columns(l: int) -> int:
@@ -95,8 +107,8 @@ def _together(value: Tensor, elements: int) -> int:
     return max(1, BLOCK // max(1, elements) if value.device.type == "cpu" else value.shape[0])
 
 
-def _flush(value: Tensor) -> Tensor:
+def _flush(value: Tensor, below: float = TINY) -> Tensor:
     """Zero in place of what is all but zero, with the gradient of doing nothing; NaN and infinity stay."""
     if value.is_complex():
-        return torch.view_as_complex(_flush(torch.view_as_real(value)))
-    return value - value.detach().clamp(-TINY, TINY)
+        return torch.view_as_complex(_flush(torch.view_as_real(value), below))
+    return value - value.detach().clamp(-below, below)

@@ -169,16 +169,11 @@ def _running_top(keys: Tensor, decay: Tensor, before: Tensor) -> Tensor:
     It is a scale that the sums are kept relative to, and nothing else depends on it: it may be rounded, and
     carries no gradient.
     """
-    with torch.no_grad():
-        heights, slope = _heights(keys, decay, before)
-        return (heights.cummax(1).values - slope).to(keys.dtype)
-
-
-def _heights(keys: Tensor, decay: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """k_j + j decay and j decay, (b, l + 1, d), in float64, and no larger than leaves digits for k_j."""
     steps = torch.arange(keys.shape[1] + 1, device=keys.device)[:, None]
-    slope = steps * decay.double().clamp(max=2.0**50 / len(steps))  # where only the latest key counts
-    return torch.cat([before[:, None], keys], 1) + slope, slope
+    with torch.no_grad():  # in float64, with no slope so large that k_j + j slope has no digits left for k_j
+        slope = steps * decay.double().clamp(max=2.0**50 / len(steps))
+        heights = torch.cat([before[:, None], keys], 1) + slope
+        return (heights.cummax(1).values - slope).to(keys.dtype)
 
 
 def _last_state(keys: Tensor, decay: Tensor, before: Tensor, sums: Tensor, scale: Tensor) -> Tensor:
@@ -186,8 +181,9 @@ def _last_state(keys: Tensor, decay: Tensor, before: Tensor, sums: Tensor, scale
 
     The maximum is a part of this result, so here it has its gradient.
     """
-    heights, slope = _heights(keys, decay, before)
-    top = (heights.amax(1) - slope[-1]).to(keys.dtype)
+    ages = torch.arange(keys.shape[1], -1, -1, device=keys.device)[:, None]
+    faded = ages * decay.clamp(max=1e30)  # not infinity: the latest key's age is 0
+    top = (torch.cat([before[:, None], keys], 1) - faded).amax(1)  # (b, d)
     return torch.cat([sums * (scale - top).exp()[:, None], top[:, None]], 1)
 
 

@@ -138,7 +138,7 @@ def s4_kernel(
         Lambda, B, C: (h, n), complex, in the basis of `nplr`'s V; C is C itself, not the paper's C-tilde.
         P: (h, n, r), complex. dt: (h,), real, positive.
         l: length of the kernel, any.
-        half_modes: one mode of each conjugate pair is given, n / 2 of them: the same kernel, at a quarter of
+        half_modes: one mode of each conjugate pair is given, n / 2 of them: the same kernel, at a third of
             the cost. `nplr` has them first: Lambda[: n // 2], P[: n // 2], ...
         backend: "matmul" (products of dense matrices) or "reference" (the paper's Cauchy sums).
     Returns:
@@ -159,7 +159,6 @@ def s4_kernel(
     result = _real_dtype(Lambda, P, B, C, dt)
     kernel = runtime.choose("s4_kernel", backend, Lambda.device.type)
     wide = [value.to(torch.complex128) for value in (Lambda, P, B, C)]
-    kernel = kernel if Lambda.shape[0] else _s4_by_matmul  # a Fourier transform of no rows is an error
     return kernel(*wide, dt.to(torch.float64), max(l, 1), half_modes)[:, :l].to(result)
 
 
@@ -192,7 +191,10 @@ def _s4_by_cauchy(
     t = torch.arange(l, dtype=torch.float64, device=dt.device)
     radius = 0.5 ** (1 / l)
     omega = torch.polar(torch.full_like(t, radius), -2 * math.pi * t / l)
-    return torch.fft.ifft(_generating_function(Lambda, P, B, C_tilde, dt, omega)).real * radius**-t
+    values = _generating_function(Lambda, P, B, C_tilde, dt, omega)
+    if values.numel() == 0:  # a Fourier transform of no channels is an error
+        return values.real
+    return torch.fft.ifft(values).real * radius**-t
 
 
 def _generating_function(

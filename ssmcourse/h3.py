@@ -18,7 +18,7 @@ other order in one of its two ways to compute the same layer, and the two differ
 With p > 1 the result is attention without softmax, o_t = sum_s K_{t-s} (q_t · k_bar_s) v_s: it is linear in v,
 and K is the decay.
 
-Source: Dao, Fu, Saab, Thomas, Rudra & Ré 2022, "Hungry Hungry Hippos: Towards Language Modeling with State Space
+Source: Fu, Dao, Saab, Thomas, Rudra & Ré 2023, "Hungry Hungry Hippos: Towards Language Modeling with State Space
 Models", algorithm 1. Lesson 04.
 """
 

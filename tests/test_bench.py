@@ -25,6 +25,8 @@ SMALL = {
     "ssd": (1, 70, 2, 8, 4, 16),
     "linear_scan": (2, 70, 16),
     "causal_conv1d": (2, 70, 8, 4),
+    "linear_attention": (1, 64, 2, 4, 8),
+    "wkv4": (2, 70, 8),
     "s4_kernel": (3, 8, 70),
     "s4d_kernel": (3, 8, 70),
     "selective_scan_matrix": (1, 12, 3, 4),

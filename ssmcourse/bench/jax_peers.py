@@ -1,4 +1,4 @@
-"""The rivals written in JAX, for those who have it installed; they are timed jitted, time first.
+"""The rivals written in JAX, for those who have it; they are timed jitted, time first.
 
 Every function gets the module `jax` first. Arrays of an operator are (l, b, ...).
 """
@@ -66,6 +66,19 @@ def _ssd(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any, *, chunk_size: int) 
 
     start = jnp.zeros((*x.shape[1:], B.shape[-1]), x.dtype)
     return jax.lax.scan(step, start, (x, dt, B, C))[1]
+
+
+@jax_peer("linear_attention", "jax lax.scan")
+def _linear_attention(jax: Any, q: Any, k: Any, v: Any) -> Any:
+    jnp = jax.numpy
+
+    def step(carried: tuple[Any, Any], now: tuple[Any, ...]) -> tuple[Any, Any]:
+        q_t, k_t, v_t = now
+        state, total = carried[0] + k_t[..., None] * v_t[..., None, :], carried[1] + k_t
+        return (state, total), jnp.einsum("bhn,bhnp->bhp", q_t, state) / (q_t * total).sum(-1, keepdims=True)
+
+    start = jnp.zeros((*k.shape[1:], v.shape[-1]), k.dtype), jnp.zeros_like(k[0])
+    return jax.lax.scan(step, start, (q, k, v))[1]
 
 
 @jax_peer("causal_conv1d", "jax convolution")

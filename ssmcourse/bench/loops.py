@@ -46,6 +46,31 @@ def causal_conv1d(x: Tensor, weight: Tensor) -> Tensor:
     return sum((padded[:, k : k + l] * tap for k, tap in enumerate(taps[1:], 1)), padded[:, :l] * taps[0])
 
 
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """y_t = q_t S_t / (q_t z_t), S and z the sums of k v^T and of k so far (Katharopoulos et al. 2020, Eq. 18-20)."""
+    state = k.new_zeros(k.shape[0], *k.shape[2:], v.shape[-1])  # (b, h, n, p)
+    total, outputs = torch.zeros_like(k[:, 0]), []
+    for q_t, k_t, v_t in zip(q.unbind(1), k.unbind(1), v.unbind(1), strict=True):
+        state, total = state + k_t[..., None] * v_t[..., None, :], total + k_t
+        outputs.append((q_t[..., None, :] @ state)[..., 0, :] / (q_t * total).sum(-1, keepdim=True))
+    return torch.stack(outputs, 1)
+
+
+def wkv4(k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+    """Peng et al. 2023 (RWKV), Eq. 16, and their appendix D: all exponents less the largest so far."""
+    decay = -torch.exp(w)
+    top = torch.full_like(k[:, 0], -1e30)  # (b, d)
+    above, below, outputs = torch.zeros_like(top), torch.zeros_like(top), []
+    for k_t, v_t in zip(k.unbind(1), v.unbind(1), strict=True):
+        seen = torch.maximum(top, k_t + u)
+        before, now = torch.exp(top - seen), torch.exp(k_t + u - seen)
+        outputs.append((before * above + now * v_t) / (before * below + now))
+        seen = torch.maximum(top + decay, k_t)
+        before, now = torch.exp(top + decay - seen), torch.exp(k_t - seen)
+        above, below, top = before * above + now * v_t, before * below + now, seen
+    return torch.stack(outputs, 1)
+
+
 def selective_scan_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """M[i, j] = C_i exp(A (dt_{j+1} + ... + dt_i)) dt_j B_j, column by column."""
     b, l, d = dt.shape

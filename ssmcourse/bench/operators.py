@@ -126,6 +126,19 @@ def _ssd_inputs(s: Sizes, draw: torch.Generator) -> Inputs:
     }
 
 
+def _attention_inputs(s: Sizes, draw: torch.Generator) -> Inputs:
+    """Queries and keys after a feature map, so they are positive."""
+    b, l, h, n, p = (s[k] for k in "blhnp")
+    q, k = (functional.elu(torch.randn(b, l, h, n, generator=draw)) + 1 for _ in range(2))
+    return {"q": q, "k": k, "v": torch.randn(b, l, h, p, generator=draw)}
+
+
+def _wkv_inputs(s: Sizes, draw: torch.Generator) -> Inputs:
+    b, l, d = (s[k] for k in "bld")
+    k, v = (torch.randn(b, l, d, generator=draw) for _ in range(2))
+    return {"k": k, "v": v, "w": torch.linspace(-5, 1, d), "u": torch.randn(d, generator=draw)}
+
+
 def _conv_inputs(s: Sizes, draw: torch.Generator) -> Inputs:
     return {
         "x": torch.randn(s["b"], s["l"], s["d"], generator=draw),
@@ -186,6 +199,14 @@ def _ssd_work(s: Sizes) -> tuple[Work, Work]:
     forward = Work(bytes=2 * array + 2 * narrow, flops=triangles + states)
     backward = Work(bytes=3 * array + 4 * narrow, flops=2 * (triangles + states))
     return forward, forward + backward
+
+
+def _attention_work(s: Sizes) -> tuple[Work, Work]:
+    """As SSD, with keys and queries of its own for every head, and no decay."""
+    b, l, h, n, p = (s[k] for k in "blhnp")
+    flops = b * l * h * (64 * (n + p) + 4 * n * p)
+    arrays = 4 * b * l * h * (2 * n + 2 * p)
+    return Work(bytes=arrays, flops=flops), Work(bytes=3 * arrays, flops=3 * flops)
 
 
 def _conv_work(s: Sizes) -> tuple[Work, Work]:
@@ -275,6 +296,15 @@ OPERATORS: dict[str, Operator] = {
             {(256, 64, 4096): (Promise(10, None, (30, None), against="Vandermonde by broadcasting"),)},
             options=lambda s: {"l": s["l"]},
         ),
+        Operator(
+            "linear_attention",
+            "b l h n p",
+            _attention_inputs,
+            loops.linear_attention,
+            {(1, 2048, 8, 64, 64): ()},
+            _attention_work,
+        ),
+        Operator("wkv4", "b l d", _wkv_inputs, loops.wkv4, {(1, 2048, 768): ()}),
         Operator(
             "selective_scan_matrix",
             "b l d n",

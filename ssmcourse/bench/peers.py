@@ -41,6 +41,8 @@ PEERS: list[Peer] = [
     Peer("selective_scan", "torch loop", loops.selective_scan),
     Peer("ssd", "torch loop", loops.ssd),
     Peer("causal_conv1d", "torch, shifted copies", loops.causal_conv1d),
+    Peer("linear_attention", "torch loop", loops.linear_attention),
+    Peer("wkv4", "torch loop", loops.wkv4),
     Peer("selective_scan_matrix", "torch loop over rows", loops.selective_scan_matrix),
     Peer("s4_kernel", "torch, dense matrix powers", loops.s4_kernel),
     Peer("s4d_kernel", "torch loop", loops.s4d_kernel),
@@ -112,7 +114,7 @@ def _transformers_selective(
     return transformers.mamba_selective_scan(x, dt, A, B, C)
 
 
-# --- SSD ----------------------------------------------------------------------------------------
+# --- SSD and its relatives ----------------------------------------------------------------------
 
 
 @peer("ssd", "fla naive chunk", package="flash-linear-attention", module="fla.ops.simple_gla.naive")
@@ -155,6 +157,21 @@ def _minimal_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, chun
     states = torch.einsum("bhzc,bchpn->bzhpn", across, states)[:, :-1]
     before = torch.einsum("bclhn,bchpn,bhcl->bclhp", C.expand(*x.shape[:4], -1), states, total.exp())
     return (within + before).flatten(1, 2)[:, :l]
+
+
+@peer(
+    "linear_attention",
+    "fla naive chunk",
+    package="flash-linear-attention",
+    module="fla.ops.linear_attn.naive",
+)
+def _fla_linear_attention(fla: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return fla.naive_chunk_linear_attn(q, k, v, scale=1.0, normalize=True)
+
+
+@peer("wkv4", "transformers", package="transformers", module="transformers.models.rwkv.modeling_rwkv")
+def _transformers_wkv(transformers: Any, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+    return transformers.rwkv_linear_attention_cpu(w, u, k, v)[0]
 
 
 # --- Convolution --------------------------------------------------------------------------------

@@ -21,17 +21,18 @@ from ssmcourse.kernels.selective_scan.cpu_jobs import (
     Block,
     Given,
     Job,
-    copy,
     cut,
     decay,
     entering_states,
+    first_step,
     forget_the_smallest,
     groups,
     new_coefficients,
     read_arguments,
     read_coefficients,
+    read_kept,
     read_state,
-    read_step,
+    read_steps,
     share_out,
     starts,
     write_state,
@@ -39,6 +40,7 @@ from ssmcourse.kernels.selective_scan.cpu_jobs import (
 from ssmcourse.kernels.selective_scan.cpu_steps import (
     LOG2,
     advance_and_keep,
+    apart,
     inner,
     read_out,
     retreat,
@@ -67,129 +69,167 @@ def _gradient(given, zoh, dy, dends, arriving, kept, found, sent, job, first):
 
     `first`: this block is the first of its part of the channels, so there are no sums to add to.
     """
-    (lo, hi), (begin, end), d = job.channels, job.steps, given.x.shape[2]
+    (lo, hi), (begin, end), group = job.channels, job.steps, job.group
+    x_all, dt_all, z, sequence = (
+        given.x,
+        given.dt,
+        given.z,
+        given.sequence,
+    )  # a field costs more than a variable
+    B_all, C_all, B_moves, C_moves, d = given.B, given.C, given.B_moves, given.C_moves, given.x.shape[2]
     rate, bias, D = given.rate[:, lo:hi].copy(), given.dt_bias[lo:hi], given.D[lo:hi]
-    (n, w), real = rate.shape, bias.dtype
+    to_positive, twice, skip = given.softplus, given.twice, D / given.twice  # twice dy meets half of D
+    dx_all, ddt_all, dz, dB_all, dC_all = found.dx, found.ddt, found.dz, found.dB, found.dC
+    n, w = rate.shape
     h, gates = np.empty((CHUNK + 1, n, w), rate.dtype), np.empty((CHUNK, n, w), rate.dtype)
-    x, dt, u = np.empty((3, CHUNK, w), real)
-    y_t, dy_t, dx_t, skip, dgate, ddirect, dD, ddt_bias = np.empty((8, w), real)
-    dh, dA, nothing = np.empty_like(rate), np.empty_like(rate), np.zeros_like(rate)
-    B, C = new_coefficients(given.rows, rate), new_coefficients(given.rows, rate)
-    dB, dC = np.empty_like(B), np.empty_like(C)
-    if not given.B_moves:
-        read_coefficients(given.B, B, 0, 0, lo, 0, d)
-    if not given.C_moves:
-        read_coefficients(given.C, C, 0, 0, lo, 0, d)
+    x = np.empty((CHUNK, w), bias.dtype)
+    dt, u, y, dy_rows = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    dx, dgate, ddirect = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    dh, dA, dD, ddt_bias = np.empty_like(rate), np.empty_like(rate), np.empty_like(bias), np.empty_like(bias)
+    B, C = new_coefficients(given.rows, B_moves, rate), new_coefficients(given.rows, C_moves, rate)
+    dB, dC = np.zeros_like(B), np.zeros_like(C)
+    if not B_moves:
+        read_coefficients(B_all, 0, 0, 1, lo, group, d, B)
+    if not C_moves:
+        read_coefficients(C_all, 0, 0, 1, lo, group, d, C)
     for i in range(job.rows[0], job.rows[1]):
-        read_state(arriving[i, lo:hi], dh)
-        dA[:], dB[:], dC[:], dD[:], ddt_bias[:] = 0, 0, 0, 0, 0
-        for t0 in range((end - 1) // CHUNK * CHUNK, begin - 1, -CHUNK):
-            steps = min(CHUNK, end - t0)
-            copy(kept[i, t0 // CHUNK, :, lo:hi], h[0])
-            for s in range(steps):
-                t = t0 + s
-                read_step(
-                    given.x[i, t, lo:hi], given.dt[i, t, lo:hi], bias, given.softplus, x[s], dt[s], u[s]
-                )
-                if given.B_moves:
-                    read_coefficients(given.B, B, i, t, lo, job.group, d)
-                before = nothing if starts(given.sequence, i, t) else h[s]
-                advance_and_keep(before, h[s + 1], gates[s], rate, dt[s], u[s], B, zoh)
-            for s in range(steps - 1, -1, -1):
-                t = t0 + s
-                if given.B_moves:
-                    read_coefficients(given.B, B, i, t, lo, job.group, d)
-                if given.C_moves:
-                    read_coefficients(given.C, C, i, t, lo, job.group, d)
-                begins = starts(given.sequence, i, t)
-                before = nothing if begins else h[s]
-                if given.z.size > 0:
-                    read_out(h[s + 1], C, y_t)
-                _through_gate(
-                    dy[i, t, lo:hi], given.z[i, t, lo:hi], y_t, given.twice, D, x[s],
-                    dy_t, found.dz[i, t, lo:hi], skip, dD,
-                )  # fmt: skip
-                retreat(
-                    dh, before, h[s + 1], gates[s], rate, dt[s], u[s], B, C,
-                    dy_t, dA, dB, dC, dx_t, dgate, ddirect, zoh,
-                )  # fmt: skip
-                _through_step_size(
-                    given.dt[i, t, lo:hi], bias, given.softplus, x[s], dt[s], skip, dx_t, dgate,
-                    dx_t if zoh is None else ddirect, found.dx[i, t, lo:hi], found.ddt[i, t, lo:hi], ddt_bias,
-                )  # fmt: skip
-                if given.B_moves:
-                    _add_coefficients(dB, found.dB, i, t, lo, job.group, d, first)
-                if given.C_moves:
-                    _add_coefficients(dC, found.dC, i, t, lo, job.group, d, first)
-                if begins:
-                    dh[:] = 0
-                    if dends.shape[0] > 0:
-                        read_state(dends[given.sequence[i, t - 1], lo:hi], dh)
-            forget_the_smallest(dh)
-        write_state(dh, sent[i, lo:hi])
-        copy(dA, found.dA[i, :, lo:hi])
-        for k in range(w):
-            found.dD[i, lo + k], found.ddt_bias[i, lo + k] = dD[k], ddt_bias[k]
-        if not given.B_moves:
-            _add_coefficients(dB, found.dB, i, 0, lo, 0, d, first)
-        if not given.C_moves:
-            _add_coefficients(dC, found.dC, i, 0, lo, 0, d, first)
+        read_state(arriving, i, lo, dh)
+        dA[:], dD[:], ddt_bias[:] = 0, 0, 0
+        t = end
+        while t > begin:
+            t1, t = t, first_step(sequence, i, begin, t)
+            new = starts(sequence, i, t)
+            if new:
+                h[0, :] = 0
+            else:
+                read_kept(kept, i, t // CHUNK, lo, h[0])
+            if B_moves:
+                read_coefficients(B_all, i, t, t1, lo, group, d, B)
+            if C_moves:
+                read_coefficients(C_all, i, t, t1, lo, group, d, C)
+            read_steps(x_all, dt_all, i, t, t1, lo, bias, to_positive, x, dt, u)
+            advance_and_keep(h, gates, rate, dt, u, B, t1 - t, zoh)
+            if z.size > 0:
+                read_out(h, C, y, t1 - t)
+            _through_gate(dy, z, y, twice, D, x, dz, dy_rows, dD, i, t, t1, lo)
+            retreat(dh, h, gates, rate, dt, u, B, C, dy_rows, dA, dB, dC, dx, dgate, ddirect, t1 - t, zoh)
+            direct = dx if zoh is None else ddirect
+            _through_step_size(
+                dt_all, bias, to_positive, x, dt, dy_rows, skip, dx, dgate, direct,
+                dx_all, ddt_all, ddt_bias, i, t, t1, lo,
+            )  # fmt: skip
+            if B_moves:
+                _add_coefficients(dB, dB_all, i, t, t1, lo, group, d, first)
+            if C_moves:
+                _add_coefficients(dC, dC_all, i, t, t1, lo, group, d, first)
+            if new:
+                dh[:] = 0
+                if dends.shape[0] > 0:
+                    read_state(dends, sequence[i, t - 1], lo, dh)
+            if t % CHUNK == 0:
+                forget_the_smallest(dh)
+        write_state(dh, sent, i, lo)
+        _write_sums(dA, dD, ddt_bias, found.dA, found.dD, found.ddt_bias, i, lo)
+        if not B_moves:
+            _add_coefficients(dB, dB_all, i, 0, 1, lo, 0, d, first)
+        if not C_moves:
+            _add_coefficients(dC, dC_all, i, 0, 1, lo, 0, d, first)
 
 
 @inner
-def _through_gate(dy, z, y, twice, D, x, dy_t, dz, skip, dD):
-    """From dy to dy_t, the gradient of C h, by way of the gate and past the skip, which gets its share."""
-    one = twice / twice
-    for k in range(x.size):
-        dy_t[k] = dy[k]
-        skip[k] = D[k] if D.size > 0 else 0
-    if z.size > 0:
-        for k in range(x.size):
-            s = sigmoid(z[k])
-            dz[k] = dy[k] * (twice * y[k] + skip[k] * x[k]) * s * (one + z[k] * (one - s))
-            dy_t[k] *= z[k] * s
-    for k in range(x.size):
-        dD[k] += dy_t[k] * x[k]
-        skip[k] *= dy_t[k]
-        dy_t[k] *= twice
+def _through_gate(dy, z, y, twice, D, x, dz, dy_rows, dD, i, begin, end, lo):
+    """dz, and from dy the gradient of D x + Re(C h), of which `dy_rows` is to be twice if the states are complex."""
+    apart()
+    one, w = x.dtype.type(1), x.shape[1]
+    for s in range(end - begin):
+        x_s, y_s, dy_s, dy_t = x[s], y[s], dy_rows[s], dy[i, begin + s, lo : lo + w]
+        if z.size > 0:
+            z_t, dz_t = z[i, begin + s, lo : lo + w], dz[i, begin + s, lo : lo + w]
+            for k in range(w):
+                half = sigmoid(z_t[k])
+                dz_t[k] = dy_t[k] * (twice * y_s[k] + D[k] * x_s[k]) * half * (one + z_t[k] * (one - half))
+                ungated = dy_t[k] * z_t[k] * half
+                dD[k] += ungated * x_s[k]
+                dy_s[k] = twice * ungated
+        else:
+            for k in range(w):
+                dD[k] += dy_t[k] * x_s[k]
+                dy_s[k] = twice * dy_t[k]
 
 
 @inner
-def _through_step_size(raw, bias, from_softplus, x, dt, skip, dx_t, dgate, direct, dx, ddt, ddt_bias):
+def _through_step_size(
+    dt_all,
+    bias,
+    from_softplus,
+    x,
+    dt,
+    dy,
+    skip,
+    dx,
+    dgate,
+    direct,
+    dx_all,
+    ddt_all,
+    ddt_bias,
+    i,
+    begin,
+    end,
+    lo,
+):
     """dx and ddt from what `retreat` found: the step size is in the gate and in the input's share."""
-    for k in range(x.size):
-        dx[k] = dx_t[k] * dt[k] + skip[k]
-        dgate[k] = dgate[k] * LOG2 + direct[k] * x[k]
-    if from_softplus:
-        for k in range(x.size):
-            dgate[k] *= sigmoid(raw[k] + bias[k])
-    for k in range(x.size):
-        ddt[k] = dgate[k]
-        ddt_bias[k] += dgate[k]
+    apart()
+    log2, w = x.dtype.type(LOG2), x.shape[1]
+    for s in range(end - begin):
+        dt_t, dx_t = dt_all[i, begin + s, lo : lo + w], dx_all[i, begin + s, lo : lo + w]
+        ddt_t = ddt_all[i, begin + s, lo : lo + w]
+        x_s, dt_s, dy_s, dx_s, dgate_s, direct_s = x[s], dt[s], dy[s], dx[s], dgate[s], direct[s]
+        if from_softplus:
+            for k in range(w):
+                dx_t[k] = dx_s[k] * dt_s[k] + skip[k] * dy_s[k]
+                ddt = (dgate_s[k] * log2 + direct_s[k] * x_s[k]) * sigmoid(dt_t[k] + bias[k])
+                ddt_t[k] = ddt
+                ddt_bias[k] += ddt
+        else:
+            for k in range(w):
+                dx_t[k] = dx_s[k] * dt_s[k] + skip[k] * dy_s[k]
+                ddt = dgate_s[k] * log2 + direct_s[k] * x_s[k]
+                ddt_t[k] = ddt
+                ddt_bias[k] += ddt
 
 
-def _add_coefficients(dB, found, i, t, lo, group, d, first):
-    """A step's dB to where it belongs in (b, l, g, n): `read_coefficients` the other way. dB is zero afterwards."""
+@inner
+def _write_sums(dA, dD, ddt_bias, dA_all, dD_all, ddt_bias_all, i, lo):
+    for k in range(dD.size):
+        dD_all[i, lo + k], ddt_bias_all[i, lo + k] = dD[k], ddt_bias[k]
+        for j in range(dA.shape[0]):
+            dA_all[i, j, lo + k] = dA[j, k]
+
+
+def _add_coefficients(dB, found, i, begin, end, lo, group, d, first):
+    """dB of these steps to where it belongs in (b, l, g, n): `read_coefficients` the other way. Clears dB."""
     raise NotImplementedError("only compiled code calls this")
 
 
 @overload(_add_coefficients)
-def _add_coefficients_of(dB, found, i, t, lo, group, d, first):
-    def add_numbers(dB, found, i, t, lo, group, d, first):
-        found_t = found[i, t, group]
-        for j in range(dB.size):
-            found_t[j] = dB[j] if first else found_t[j] + dB[j]
+def _add_coefficients_of(dB, found, i, begin, end, lo, group, d, first):
+    def add_numbers(dB, found, i, begin, end, lo, group, d, first):
+        for s in range(end - begin):
+            dB_s, found_s = dB[s], found[i, begin + s, group]
+            for j in range(dB_s.size):
+                found_s[j] = dB_s[j] if first else found_s[j] + dB_s[j]
         dB[:] = 0
 
-    def add_rows(dB, found, i, t, lo, group, d, first):
+    def add_rows(dB, found, i, begin, end, lo, group, d, first):
         each = d // found.shape[2]
-        for k in range(dB.shape[1]):
-            found_k = found[i, t, (lo + k) // each]
-            for j in range(dB.shape[0]):
-                found_k[j] += dB[j, k]
+        for s in range(end - begin):
+            for k in range(dB.shape[2]):
+                found_k = found[i, begin + s, (lo + k) // each]
+                for j in range(dB.shape[1]):
+                    found_k[j] += dB[s, j, k]
         dB[:] = 0
 
-    return add_numbers if dB.ndim == 1 else add_rows
+    return add_numbers if dB.ndim == 2 else add_rows
 
 
 # --- Who does what ----------------------------------------------------------------------------

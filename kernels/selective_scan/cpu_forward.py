@@ -13,20 +13,21 @@ from torch import Tensor
 from ssmcourse.kernels.arrays import as_array, empty
 from ssmcourse.kernels.selective_scan.cpu_jobs import (
     Job,
-    copy,
     decay,
     entering_states,
     forget_the_smallest,
+    last_step,
     new_coefficients,
     read_arguments,
     read_coefficients,
     read_state,
-    read_step,
+    read_steps,
     share_out,
     starts,
+    write_kept,
     write_state,
 )
-from ssmcourse.kernels.selective_scan.cpu_steps import advance, inner
+from ssmcourse.kernels.selective_scan.cpu_steps import advance, apart, inner
 from ssmcourse.kernels.selective_scan.operator import CHUNK
 from ssmcourse.kernels.threads import native, run
 from ssmcourse.kernels.vector_math import sigmoid
@@ -35,49 +36,59 @@ from ssmcourse.kernels.vector_math import sigmoid
 @native
 def _scan(given, zoh, entering, y, leaving, ends, kept, job):
     """y, the states after the job's steps (leaving), after each sequence that ends within (ends), and kept."""
-    (lo, hi), (begin, end), d = job.channels, job.steps, given.x.shape[2]
+    (lo, hi), (begin, end), group = job.channels, job.steps, job.group
+    x_all, dt_all, z, sequence = (
+        given.x,
+        given.dt,
+        given.z,
+        given.sequence,
+    )  # a field costs more than a variable
+    B_all, C_all, B_moves, C_moves, d = given.B, given.C, given.B_moves, given.C_moves, given.x.shape[2]
     rate, bias, D = given.rate[:, lo:hi].copy(), given.dt_bias[lo:hi], given.D[lo:hi]
-    h = np.empty_like(rate)
-    x, dt, u, y_t = np.empty((4, hi - lo), bias.dtype)
-    B, C = new_coefficients(given.rows, rate), new_coefficients(given.rows, rate)
-    if not given.B_moves:
-        read_coefficients(given.B, B, 0, 0, lo, 0, d)
-    if not given.C_moves:
-        read_coefficients(given.C, C, 0, 0, lo, 0, d)
+    to_positive, twice = given.softplus, given.twice
+    h, x = np.empty_like(rate), np.empty((CHUNK, hi - lo), bias.dtype)
+    dt, u, y_rows = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    B, C = new_coefficients(given.rows, B_moves, rate), new_coefficients(given.rows, C_moves, rate)
+    if not B_moves:
+        read_coefficients(B_all, 0, 0, 1, lo, group, d, B)
+    if not C_moves:
+        read_coefficients(C_all, 0, 0, 1, lo, group, d, C)
     for i in range(job.rows[0], job.rows[1]):
-        read_state(entering[i, lo:hi], h)
-        for t in range(begin, end):
-            if t % CHUNK == 0:
+        read_state(entering, i, lo, h)
+        t = begin
+        while t < end:
+            t0, t = t, last_step(sequence, i, t, end)
+            if t0 % CHUNK == 0:
                 forget_the_smallest(h)
                 if kept.shape[1] > 0:
-                    copy(h, kept[i, t // CHUNK, :, lo:hi])
-            if starts(given.sequence, i, t):
+                    write_kept(h, kept, i, t0 // CHUNK, lo)
+            if starts(sequence, i, t0):
                 if ends.shape[0] > 0:
-                    write_state(h, ends[given.sequence[i, t - 1], lo:hi])
+                    write_state(h, ends, sequence[i, t0 - 1], lo)
                 h[:] = 0
-            read_step(given.x[i, t, lo:hi], given.dt[i, t, lo:hi], bias, given.softplus, x, dt, u)
-            if given.B_moves:
-                read_coefficients(given.B, B, i, t, lo, job.group, d)
-            if given.C_moves:
-                read_coefficients(given.C, C, i, t, lo, job.group, d)
-            advance(h, rate, dt, u, B, C, y_t, zoh)
-            _write_step(y_t, given.twice, D, x, given.z[i, t, lo:hi], y[i, t, lo:hi])
-        write_state(h, leaving[i, lo:hi])
+            if B_moves:
+                read_coefficients(B_all, i, t0, t, lo, group, d, B)
+            if C_moves:
+                read_coefficients(C_all, i, t0, t, lo, group, d, C)
+            read_steps(x_all, dt_all, i, t0, t, lo, bias, to_positive, x, dt, u)
+            advance(h, rate, dt, u, B, C, y_rows, t - t0, zoh)
+            _write_steps(y_rows, twice, D, x, z, y, i, t0, t, lo)
+        write_state(h, leaving, i, lo)
 
 
 @inner
-def _write_step(y_t, twice, D, x, z, out):
-    """y = (Re(C h) + D x) silu(z), without D and z where they have no elements."""
-    for k in range(x.size):
-        y_t[k] *= twice
-    if D.size > 0:
-        for k in range(x.size):
-            y_t[k] += D[k] * x[k]
-    if z.size > 0:
-        for k in range(x.size):
-            y_t[k] *= z[k] * sigmoid(z[k])
-    for k in range(x.size):
-        out[k] = y_t[k]
+def _write_steps(y_rows, twice, D, x, z, y, i, begin, end, lo):
+    """y = (Re(C h) + D x) silu(z), not gated where z has no elements."""
+    apart()
+    for s in range(end - begin):
+        y_s, x_s, y_t = y_rows[s], x[s], y[i, begin + s, lo : lo + x.shape[1]]
+        if z.size > 0:
+            z_t = z[i, begin + s, lo : lo + x.shape[1]]
+            for k in range(x_s.size):
+                y_t[k] = (twice * y_s[k] + D[k] * x_s[k]) * z_t[k] * sigmoid(z_t[k])
+        else:
+            for k in range(x_s.size):
+                y_t[k] = twice * y_s[k] + D[k] * x_s[k]
 
 
 def scan(

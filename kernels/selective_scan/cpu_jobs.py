@@ -19,7 +19,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from ssmcourse.kernels.arrays import as_array
-from ssmcourse.kernels.selective_scan.cpu_steps import LOG2, inner
+from ssmcourse.kernels.selective_scan.cpu_steps import LOG2, apart, inner
 from ssmcourse.kernels.selective_scan.operator import CHUNK
 from ssmcourse.kernels.vector_math import softplus
 
@@ -32,7 +32,7 @@ Block = tuple[Range, int]  # channels, and the group they are of
 
 
 class Given(NamedTuple):
-    """The arguments as the kernels read them: all of the dtype computed in; what is absent has size 0."""
+    """The arguments as the kernels read them: all of the dtype computed in; of z and sequence size 0 if absent."""
 
     x: np.ndarray  # (b, l, d); dt and z too
     dt: np.ndarray
@@ -43,8 +43,8 @@ class Given(NamedTuple):
     rows: int | None  # 1: a block keeps rows of B and C, not numbers; see cpu_steps.py
     z: np.ndarray
     rate: np.ndarray  # (n, d): A / log 2
-    D: np.ndarray  # (d,)
-    dt_bias: np.ndarray  # (d,)
+    D: np.ndarray  # (d,), zero if absent
+    dt_bias: np.ndarray  # (d,), zero if absent
     sequence: np.ndarray  # (b, l)
     softplus: bool
     twice: np.floating  # 2 where states are complex (each stands for its conjugate too), else 1
@@ -65,7 +65,7 @@ def read_arguments(
 ) -> Given:  # fmt: skip
     """The tensors as arrays, without a copy where they are contiguous and of the dtype computed in."""
     real, d = A.dtype.to_real(), x.shape[2]
-    nothing = x.new_empty((0, 0, 0))
+    nothing, zeros = x.new_empty((0, 0, 0)), x.new_zeros(d, dtype=real)
     as_rows = any(M.ndim == 2 or M.shape[2] * 16 > d > M.shape[2] > 1 for M in (B, C))
     return Given(
         x=as_array(x.to(real)),
@@ -77,8 +77,8 @@ def read_arguments(
         rows=1 if as_rows else None,
         z=as_array((nothing if z is None else z).to(real)),
         rate=as_array(A.T / LOG2),
-        D=as_array(x.new_empty(0, dtype=real) if D is None else D),
-        dt_bias=as_array(x.new_zeros(d, dtype=real) if dt_bias is None else dt_bias),
+        D=as_array(zeros if D is None else D),
+        dt_bias=as_array(zeros if dt_bias is None else dt_bias),
         sequence=as_array(torch.empty(0, 0, dtype=torch.int64) if sequence is None else sequence),
         softplus=dt_softplus,
         twice=torch.tensor(2 if A.is_complex() else 1, dtype=real).numpy()[()],
@@ -89,16 +89,21 @@ def read_arguments(
 
 
 @inner
-def read_step(x_t, dt_t, bias, to_positive, x, dt, u):
-    """x, dt after bias and softplus, and their product."""
-    for k in range(x.size):
-        x[k] = x_t[k]
-        dt[k] = dt_t[k] + bias[k]
-    if to_positive:
-        for k in range(x.size):
-            dt[k] = softplus(dt[k])
-    for k in range(x.size):
-        u[k] = x[k] * dt[k]
+def last_step(sequence, i, begin, end):
+    """Where a segment ends that begins there: a run of steps of one chunk and one sequence."""
+    t = begin + 1
+    while t < end and t % CHUNK != 0 and not starts(sequence, i, t):
+        t += 1
+    return t
+
+
+@inner
+def first_step(sequence, i, begin, end):
+    """Where a segment begins that ends there."""
+    t = end - 1
+    while t > begin and t % CHUNK != 0 and not starts(sequence, i, t):
+        t -= 1
+    return t
 
 
 @inner
@@ -108,27 +113,54 @@ def starts(sequence, i, t):
 
 
 @inner
-def read_state(state, h):
-    """h (n, w) from a state's (w, n)."""
-    for j in range(h.shape[0]):
-        for k in range(h.shape[1]):
-            h[j, k] = state[k, j]
+def read_steps(x_all, dt_all, i, begin, end, lo, bias, to_positive, x, dt, u):
+    """Rows (w,) of x, of dt after bias and softplus, and of their product."""
+    apart()
+    for s in range(end - begin):
+        x_t, dt_t = x_all[i, begin + s, lo : lo + bias.size], dt_all[i, begin + s, lo : lo + bias.size]
+        x_s, dt_s, u_s = x[s], dt[s], u[s]
+        if to_positive:
+            for k in range(bias.size):
+                x_s[k] = x_t[k]
+                dt_s[k] = softplus(dt_t[k] + bias[k])
+                u_s[k] = x_s[k] * dt_s[k]
+        else:
+            for k in range(bias.size):
+                x_s[k] = x_t[k]
+                dt_s[k] = dt_t[k] + bias[k]
+                u_s[k] = x_s[k] * dt_s[k]
 
 
 @inner
-def write_state(h, state):
+def read_state(states, i, lo, h):
+    """h (n, w) from states (b, d, n)."""
     for j in range(h.shape[0]):
         for k in range(h.shape[1]):
-            state[k, j] = h[j, k]
+            h[j, k] = states[i, lo + k, j]
 
 
 @inner
-def copy(source, target):
-    """(n, w). Written out: for `target[:] = source` Numba compiles seconds of error messages."""
-    for j in range(source.shape[0]):
-        source_j, target_j = source[j], target[j]
-        for k in range(source.shape[1]):
-            target_j[k] = source_j[k]
+def write_state(h, states, i, lo):
+    for j in range(h.shape[0]):
+        for k in range(h.shape[1]):
+            states[i, lo + k, j] = h[j, k]
+
+
+@inner
+def read_kept(kept, i, chunk, lo, h):
+    """h (n, w). Written out: for `h[:] = kept[...]` Numba compiles seconds of error messages."""
+    for j in range(h.shape[0]):
+        h_j, kept_j = h[j], kept[i, chunk, j, lo : lo + h.shape[1]]
+        for k in range(h.shape[1]):
+            h_j[k] = kept_j[k]
+
+
+@inner
+def write_kept(h, kept, i, chunk, lo):
+    for j in range(h.shape[0]):
+        h_j, kept_j = h[j], kept[i, chunk, j, lo : lo + h.shape[1]]
+        for k in range(h.shape[1]):
+            kept_j[k] = h_j[k]
 
 
 @inner
@@ -141,38 +173,44 @@ def forget_the_smallest(h):
             h_j[k] = 0 if abs(h_j[k]) < smallest else h_j[k]
 
 
-def new_coefficients(rows: int | None, rate: Any) -> Any:
-    """Where a job keeps what its step uses of B or C: numbers (n,), or rows (n, w)."""
+def new_coefficients(rows: int | None, moves: bool, rate: Any) -> Any:
+    """Where a job keeps what a segment's steps use of B or C: numbers (s, n), or rows (s, n, w)."""
     raise NotImplementedError("only compiled code calls this")
 
 
-def read_coefficients(B: Any, now: Any, i: int, t: int, lo: int, group: int, d: int) -> None:
-    """What row i and step t use of B (b, l, g, n): that of the group, or of channels lo, lo + 1, ... of d."""
+def read_coefficients(B: Any, i: int, begin: int, end: int, lo: int, group: int, d: int, now: Any) -> None:
+    """What these steps use of B (b, l, g, n): that of the group, or that of channels lo, lo + 1, ... of d."""
     raise NotImplementedError("only compiled code calls this")
 
 
 @overload(new_coefficients)
-def _new_coefficients(rows, rate):
-    if isinstance(rows, types.NoneType):
-        return lambda rows, rate: np.empty(rate.shape[0], rate.dtype)
-    return lambda rows, rate: np.empty(rate.shape, rate.dtype)
+def _new_coefficients(rows, moves, rate):
+    def new_numbers(rows, moves, rate):
+        return np.zeros((CHUNK if moves else 1, rate.shape[0]), rate.dtype)
+
+    def new_rows(rows, moves, rate):
+        return np.zeros((CHUNK if moves else 1, *rate.shape), rate.dtype)
+
+    return new_numbers if isinstance(rows, types.NoneType) else new_rows
 
 
 @overload(read_coefficients)
-def _read_coefficients(B, now, i, t, lo, group, d):
-    def read_numbers(B, now, i, t, lo, group, d):
-        B_t = B[i, t, min(group, B.shape[2] - 1)]
-        for j in range(now.size):
-            now[j] = B_t[j]
+def _read_coefficients(B, i, begin, end, lo, group, d, now):
+    def read_numbers(B, i, begin, end, lo, group, d, now):
+        for s in range(end - begin):
+            B_t, now_s = B[i, begin + s, min(group, B.shape[2] - 1)], now[s]
+            for j in range(now_s.size):
+                now_s[j] = B_t[j]
 
-    def read_rows(B, now, i, t, lo, group, d):
+    def read_rows(B, i, begin, end, lo, group, d, now):
         each = d // B.shape[2]
-        for k in range(now.shape[1]):
-            B_k = B[i, t, (lo + k) // each]
-            for j in range(now.shape[0]):
-                now[j, k] = B_k[j]
+        for s in range(end - begin):
+            for k in range(now.shape[2]):
+                B_k = B[i, begin + s, (lo + k) // each]
+                for j in range(now.shape[1]):
+                    now[s, j, k] = B_k[j]
 
-    return read_numbers if now.ndim == 1 else read_rows
+    return read_numbers if now.ndim == 2 else read_rows
 
 
 # --- Who does what ----------------------------------------------------------------------------

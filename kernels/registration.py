@@ -29,7 +29,8 @@ def register(
     Args:
         schema: the arguments alone, as torch writes them: "Tensor x, Tensor? D, bool softplus".
         forward: (*arguments) -> new contiguous tensors: the results, then those that are kept for the
-            gradient and are nobody else's business (states at the ends of chunks, say).
+            gradient and are nobody else's business (states at the ends of chunks, say). Two or more in
+            all: a single one torch would hand back bare.
         gradient: (upstream, outputs, *arguments) -> the gradients of the floating and complex tensors among
             the arguments that are not None, in their order: contiguous, each of its argument's shape and
             dtype. `upstream` has a gradient for each result, None where nobody used that result;

@@ -48,9 +48,9 @@ def need(operator: str, backend: str) -> None:
 
 def assert_agrees(call: Function, oracle: Function, inputs: Inputs, *, terms: int, **options: Any) -> None:
     """Results and gradients of `call` are those of `oracle` in float64."""
-    got = results_and_gradients(call, inputs, options)
+    got, weights = results_and_gradients(call, inputs, options)
     wide = {name: t.detach().to(torch.promote_types(t.dtype, torch.float64)) for name, t in inputs.items()}
-    expected = results_and_gradients(oracle, wide, options)
+    expected, _ = results_and_gradients(oracle, wide, options, weights)
     for name, value in got.items():
         base = inputs.get(name.removeprefix("d "))
         assert base is None or (value.shape == base.shape and value.dtype == base.dtype), name
@@ -58,18 +58,22 @@ def assert_agrees(call: Function, oracle: Function, inputs: Inputs, *, terms: in
         assert problem is None, f"{name}: {problem}"
 
 
-def results_and_gradients(function: Function, inputs: Inputs, options: dict[str, Any]) -> Inputs:
-    """The results, and the gradients of a fixed random weighting of them."""
+def results_and_gradients(
+    function: Function, inputs: Inputs, options: dict[str, Any], weights: list[Tensor] | None = None
+) -> tuple[Inputs, list[Tensor]]:
+    """The results with the gradients of a weighting of them, and the weights: random ones if none are given."""
     leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     before = {name: t.detach().clone() for name, t in inputs.items()}
     results = function(**leaves, **options)
     results = results if isinstance(results, tuple) else (results,)
-    weights = [random(r.shape, r.dtype, seed=99 + i) for i, r in enumerate(results)]
-    gradients = torch.autograd.grad(results, list(leaves.values()), weights)
+    weights = weights or [random(r.shape, r.dtype, seed=99 + i) for i, r in enumerate(results)]
+    upstream = [w.to(r.dtype) for w, r in zip(weights, results, strict=True)]
+    gradients = torch.autograd.grad(results, list(leaves.values()), upstream)
     for name, tensor in inputs.items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), f"{name} was changed in place"
     named = {f"result {i}": r for i, r in enumerate(results)}
-    return named | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
+    named |= {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
+    return named, weights
 
 
 def random(shape: Any, dtype: torch.dtype = torch.float64, *, seed: int) -> Tensor:

@@ -23,7 +23,8 @@ from ssmcourse.kernels.selective_scan.cpu_steps import LOG2, apart, inner
 from ssmcourse.kernels.selective_scan.operator import CHUNK
 from ssmcourse.kernels.vector_math import softplus
 
-BLOCK = 128  # channels; with more, the rows of states and rates leave the first level of cache
+BLOCK = 256  # channels at most
+BLOCK_STATES = 4096  # n of each channel; with more, states and rates leave the first level of cache
 BLOCK_AT_LEAST = 32  # channels; with fewer, starting the inner loop costs more than a second thread brings
 PIECE_AT_LEAST = 8 * CHUNK  # steps
 
@@ -220,19 +221,20 @@ def share_out(given: Given) -> tuple[list[Range], list[Range], list[Block]]:
     """Pieces of l, rows, and blocks of channels."""
     b, l, d = given.x.shape
     threads, g = torch.get_num_threads(), groups(given)
+    widest = min(BLOCK, max(64, BLOCK_STATES // max(1, len(given.rate))))
     blocks = [
         ((lo + d // g * group, hi + d // g * group), group)
         for group in range(g)
-        for lo, hi in _blocks(d // g, -(-threads // max(1, b * g)))
+        for lo, hi in _blocks(d // g, widest, -(-threads // max(1, b * g)))
     ]
     rows = cut(b, threads)
     idle = threads // max(1, len(rows) * len(blocks))
     return cut(l, idle if idle > 2 else 1, PIECE_AT_LEAST, CHUNK), rows, blocks
 
 
-def _blocks(channels: int, at_least: int) -> list[Range]:
+def _blocks(channels: int, widest: int, at_least: int) -> list[Range]:
     """Blocks of about equal width, a multiple of 16: whole vectors."""
-    parts = max(1, -(-channels // BLOCK), min(at_least, channels // BLOCK_AT_LEAST))
+    parts = max(1, -(-channels // widest), min(at_least, channels // BLOCK_AT_LEAST))
     width = max(1, -(-channels // (16 * parts))) * 16
     return [(lo, min(lo + width, channels)) for lo in range(0, channels, width)]
 

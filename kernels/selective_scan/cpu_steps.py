@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ssmcourse.kernels.vector_math import _power_of_two, exp
+from ssmcourse.kernels.vector_math import exp
 
 # The sums over channels may be taken in any order, or they could not be SIMD. NaN and infinity are kept.
 summing = numba.njit(
@@ -199,7 +199,7 @@ def _gather(gradient, k, value):
 
 
 def exp2(e: Any) -> Any:
-    """2^e: relative error 2e-7 (float32), 3e-16 + 1e-16 |e| (float64); complex by way of cos and sin."""
+    """2^e: relative error 2e-7 (float32; 0 below 2^-126.5), 3e-16 + 1e-16 |e| (float64); complex by cos and sin."""
     raise NotImplementedError("only compiled code calls this")
 
 
@@ -214,21 +214,34 @@ def share_slope(e: Any, gate: Any, share: Any) -> Any:
 
 
 f4 = np.float32
+ROUNDER = f4(1.5 * 2**23 + 127)  # a float of this size has no room for a fraction; 127 is the exponent's bias
+
+
+@intrinsic
+def _power_of_two(typingctx, shifted):
+    """2^k for `shifted` = k + ROUNDER, whose lowest bits are k + 127: they become the exponent."""
+
+    def emit(context, builder, signature, args):
+        bits = builder.bitcast(args[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(bits, ir.Constant(ir.IntType(32), 23)), ir.FloatType())
+
+    return types.float32(types.float32), emit
 
 
 @inner
 def _exp2_32(e):
-    e = f4(-126) if e < f4(-126) else e  # false for NaN, which stays
-    e = f4(128) if e > f4(128) else e
-    shifted = e + f4(12582912)  # a float of this size has no room for a fraction: this rounds e
-    r = e - (shifted - f4(12582912))
+    """2^k times a polynomial in the fraction that is left, fitted for the least relative error."""
+    e = f4(-127) if e < f4(-127) else e  # 2^-127 comes out as 0; NaN is not less, and stays
+    e = f4(128) if e > f4(128) else e  # infinity
+    shifted = e + ROUNDER
+    r = e - (shifted - ROUNDER)
     p = f4(0.00132764677993)
     p = p * r + f4(0.00967554124829)
     p = p * r + f4(0.0555071328665)
     p = p * r + f4(0.240221197266)
     p = p * r + f4(0.693146967059)
     p = p * r + f4(1.00000007165)
-    return p * _power_of_two(shifted) * f4(2)
+    return p * _power_of_two(shifted)
 
 
 @inner

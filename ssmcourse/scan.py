@@ -56,6 +56,8 @@ def linear_scan(
     first = x.new_zeros(b.shape[:1] + b.shape[2:]) if initial_state is None else initial_state.to(working)
     if b.numel() == 0:
         return (a * first[:, None] + x).to(dtype)  # nothing, but differentiable
+    if b.ndim == 3:
+        return scan(a if a.shape == b.shape else a.expand(b.shape), x, first, reverse).to(dtype)
     rows, l = b.shape[:2]
     flat = (rows, l, -1)
     h = scan(a.expand(b.shape).reshape(flat), x.reshape(flat), first.reshape(rows, -1), reverse)

@@ -3,7 +3,8 @@
 Arrays are (b, l, d), states (b, d). The inner loop runs over neighbours in memory, which the
 compiler turns into SIMD instructions, and the state of a step is the row written just before it.
 Reading a and b and writing h once is all the traffic there is: at d = 256 the scan takes about as
-long as copying its arrays would (benchmarks/linear_scan.py).
+long as copying its arrays would (benchmarks/linear_scan.py). A large h is written past the cache, into memory
+that was used before (memory.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from torch import Tensor
 
 from ssmcourse.kernels.linear_scan import operator
+from ssmcourse.kernels.linear_scan.memory import LARGE, LINE, empty
 from ssmcourse.kernels.threads import native, run
 
 NARROW = 8  # up to so many channels, one chain of products and sums after another beats SIMD over channels
@@ -44,6 +50,47 @@ def _scan(a, b, entering, h, begin, end, lo, hi, reverse):
             for k in range(hi - lo):
                 h_t[k] = a_t[k] * h_before[k] + b_t[k]
             h_before = h_t
+
+
+@intrinsic
+def _one_line(typingctx, a, b, state, h, k):
+    """h[k:] = state[k:] = a[k:] * state[k:] + b[k:] for one line of h, which goes past the cache."""
+    lanes = LINE * 8 // a.dtype.bitwidth
+    number = ir.DoubleType() if a.dtype == types.float64 else ir.FloatType()
+
+    def emit(context, builder, signature, args):
+        line = ir.VectorType(number, lanes).as_pointer()
+        places = [
+            builder.bitcast(builder.gep(make_array(array)(context, builder, value).data, [args[4]]), line)
+            for array, value in zip(signature.args[:4], args[:4], strict=True)
+        ]
+        gate, x, before = (builder.load(place, align=a.dtype.bitwidth // 8) for place in places[:3])
+        product = builder.fmul(gate, before, flags=("contract",))
+        after = builder.fadd(product, x, flags=("contract",))
+        builder.store(after, places[2], align=a.dtype.bitwidth // 8)
+        stored = builder.store(after, places[3], align=LINE)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(a, b, state, h, types.intp), emit
+
+
+@native
+def _scan_streaming(a, b, entering, h, begin, end, lo, hi, reverse):
+    """`_scan` for an h that is too large for the cache: whole lines of it, real numbers, written past the cache.
+
+    A plain store reads the line before it overwrites it: a quarter of all traffic.
+    """
+    differs, moves, lanes = a.shape[0] > 1, a.shape[1] > 1, LINE // a.itemsize
+    state = np.empty(hi - lo, b.dtype)
+    for i in range(b.shape[0]):
+        for k in range(hi - lo):
+            state[k] = entering[i, lo + k]
+        for step in range(end - begin):
+            t = end - 1 - step if reverse else begin + step
+            a_t, b_t, h_t = a[i * differs, t * moves, lo:hi], b[i, t, lo:hi], h[i, t, lo:hi]
+            for k in range(0, hi - lo, lanes):
+                _one_line(a_t, b_t, state, h_t, k)
 
 
 @native
@@ -125,9 +172,9 @@ def _through(a, x, decay, local, begin, end, reverse, gradient):
 def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
     """h of `linear_scan`, for a and b (b, l, d) and the initial state (b, d), all of one dtype."""
     gates, x, first = _gates(a), _array(b), _array(initial_state)
-    h = np.empty_like(x)  # NumPy asks for huge pages: fresh memory costs a third less than torch's
+    h = empty(x.shape, x.dtype)
     rows, pieces, blocks = _plan(*x.shape)
-    kernel = _scan_narrow if x.shape[2] <= NARROW else _scan
+    kernel = _kernel(x, blocks)
 
     def jobs(piece: Range, entering: np.ndarray) -> list[tuple]:
         return [
@@ -143,12 +190,19 @@ def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
     return torch.from_numpy(h)
 
 
+def _kernel(x: np.ndarray, blocks: list[Range]) -> Callable[..., None]:
+    if x.shape[2] <= NARROW:
+        return _scan_narrow
+    lines = all(end * x.itemsize % LINE == 0 for _, end in blocks)
+    return _scan_streaming if lines and x.nbytes >= LARGE and not np.iscomplexobj(x) else _scan
+
+
 def gradient(
     dh: Tensor, a: Tensor, h: Tensor, initial_state: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """da, db and d initial_state in one pass over dh, a and h."""
     gates, x, states, first = _gates(a), _array(dh), _array(h), _array(initial_state)
-    da, db = np.empty_like(x), np.empty_like(x)
+    da, db = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     rows, pieces, blocks = _plan(*x.shape)
 
     def jobs(piece: Range, carry: np.ndarray) -> list[tuple]:
@@ -173,6 +227,8 @@ def _plan(b: int, l: int, d: int) -> tuple[list[slice], list[Range], list[Range]
     channels are not: `_scan_narrow` wins nothing from it.
     """
     threads = torch.get_num_threads() if b * l * d >= PARALLEL_FROM else 1
+    if threads == 1:
+        return [slice(0, b)], [(0, l)], [(0, d)]
     rows = _cut(b, threads)
     blocks = _cut(d, threads // len(rows), BLOCK_AT_LEAST)
     idle = threads // (len(rows) * len(blocks))
@@ -209,6 +265,13 @@ def _pass(
     While the first piece is done, the others, but for the last, are summed up as maps (`_through`). Then
     all entering states are known.
     """
+    if len(pieces) == 1:
+        only = jobs(pieces[0], state)
+        if len(only) == 1:
+            _call(*only[0])
+        else:
+            run(_call, only)
+        return leaving(pieces[0], state)
     l = x.shape[1]
     if reverse:  # cut as if l ran the other way
         pieces = [(l - end, l - begin) for begin, end in pieces]
@@ -220,8 +283,6 @@ def _pass(
     ]
     run(_call, [*jobs(pieces[0], state), *summing_up])
     state = leaving(pieces[0], state)
-    if len(pieces) == 1:
-        return state
     if not all(np.isfinite(m).all() for m in (*maps, (state,))):  # one step after another, then
         rest = (0, pieces[0][0]) if reverse else (pieces[0][1], l)
         run(_call, jobs(rest, state))

@@ -12,6 +12,7 @@ import torch
 from operator_table import BACKENDS, DTYPES, LENGTHS, Case, among_nans, assert_agrees, need, random
 from torch import Tensor
 
+from ssmcourse.kernels.linear_scan import memory
 from ssmcourse.scan import linear_scan
 from ssmcourse.tolerance import mismatch
 
@@ -185,6 +186,40 @@ def test_any_number_of_threads_shares_one_row(threads, reverse):
         )
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "gate"),
+    [((2, 1024, 512), None), ((2, 1100, 512), (2, 1, 512)), ((1, 8256, 128), (1, 8256, 128))],
+)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_results_too_large_for_the_cache(threads, shape, gate, reverse):
+    """They are written past the cache, into memory that may have been used before."""
+    a, b, first = 0.9 * gates(gate or shape), random(shape, seed=2), random((shape[0], shape[2]), seed=3)
+    expected = by_steps(a, b, first, reverse=reverse)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dtype in (torch.float64, torch.float32):
+            h = linear_scan(a.to(dtype), b.to(dtype), first.to(dtype), reverse=reverse, backend="cpu")
+            assert mismatch(h, expected, terms=100) is None
+            del h
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_memory_is_used_again_but_never_while_somebody_has_it():
+    a, b = torch.full((1, 1, 512), 0.5), torch.ones(1, 4096, 512)
+    h = linear_scan(a, b, backend="cpu")
+    kept, place = h[0, -1:], h.data_ptr()
+    del h
+    other = linear_scan(a, 3 * b, backend="cpu")
+    assert other.data_ptr() != place, "a view still has it"
+    assert kept.unique().tolist() == [2]
+    del kept
+    assert linear_scan(a, b, backend="cpu").data_ptr() == place
+    assert sum(size * len(free) for size, free in memory._free.items()) <= memory.KEPT
 
 
 @pytest.mark.usefixtures("four_threads")

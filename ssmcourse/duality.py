@@ -187,7 +187,7 @@ def _quadratic(
     M = L * torch.einsum("bign,bjgn->bgij", C, B)[:, :, None]
     from_start = log_a.cumsum(1).exp()
     y = torch.einsum("bgrij,bjgrp->bigrp", M, xbar)
-    y = y + torch.einsum("bigr,bign,bgrpn->bigrp", from_start, C, state)
+    y = y + from_start[..., None] * torch.einsum("bign,bgrpn->bigrp", C, state)
     rows, steps = [row for row, _ in ends], [t for _, t in ends]
     decayed = from_start[rows, steps][..., None, None] * state[rows]
     return y, decayed + torch.einsum("sgrj,sjgrp,sjgn->sgrpn", L[rows, :, :, steps], xbar[rows], B[rows])
@@ -214,7 +214,7 @@ def _chunked(
         h = decay[..., None, None] * h + addition
     h = torch.stack(entering, 1)
     # 4. What that state adds to the outputs.
-    y = y + torch.einsum("bcigr,bcign,bcgrpn->bcigrp", from_start, C, h)
+    y = y + from_start[..., None] * torch.einsum("bcign,bcgrpn->bcigrp", C, h)
     at = [row for row, _ in ends], [t // q for _, t in ends]
     steps = [t % q for _, t in ends]
     decayed = from_start[(*at, steps)][..., None, None] * h[at]

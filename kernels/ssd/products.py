@@ -17,7 +17,10 @@ up, so that an out has unspecified values beyond them. `depth` is kept exactly.
 
 from __future__ import annotations
 
+from typing import Any
+
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -27,8 +30,10 @@ from ssmcourse.kernels.threads import native
 
 PAD = 16
 
-# What of the product is needed; a triangle saves half of it.
-ALL, A_LOWER, A_UPPER, OUT_LOWER = 0, 1, 2, 3  # a is 0 above / below its diagonal; out is not read above it
+# Options are NumPy's numbers: of Python's, Numba would make a version of `multiply` for each combination.
+AS_IS, TRANSPOSED = np.bool_(False), np.bool_(True)
+# What of the product is needed: a is 0 above / below its diagonal, or out is not read above it.
+ALL, A_LOWER, A_UPPER, OUT_LOWER = np.int64(0), np.int64(1), np.int64(2), np.int64(3)
 
 
 def _registers() -> tuple[int, int, int]:
@@ -45,64 +50,31 @@ def _registers() -> tuple[int, int, int]:
 VECTOR_BYTES, TALL, SHORT = _registers()
 
 
-@native
-def multiply(a, transposed, b, out, rows, cols, depth, keep, part=ALL):
-    """out = keep * out + a b; with keep = 0 whatever `out` held, NaN included, is gone."""
-    down, along = (1, a.shape[1]) if transposed else (a.shape[1], 1)
-    rows, cols = (rows + 7) // 8 * 8, (cols + PAD - 1) // PAD * PAD
-    lanes = VECTOR_BYTES // out.itemsize
-    wide = cols // (2 * lanes) * (2 * lanes)
-    row = 0
-    while row < rows:
-        rest = rows - row
-        height = SHORT if rest == SHORT or rest == 2 * SHORT else TALL
-        start, stop, right = 0, depth, cols
-        if part == A_LOWER:
-            stop = min(depth, row + height)
-        elif part == A_UPPER:
-            start = min(row, depth)
-        elif part == OUT_LOWER:
-            right = min(cols, (row + height + lanes - 1) // lanes * lanes)
-        first = row * down + start * along
-        for col in range(0, right, 2 * lanes):
-            corner = row * out.shape[1] + col
-            if col < wide and height == TALL:
-                _block(a, first, down, along, b, start, col, out, corner, stop - start, keep, TALL, 2)
-            elif col < wide:
-                _block(a, first, down, along, b, start, col, out, corner, stop - start, keep, SHORT, 2)
-            elif height == TALL:
-                _block(a, first, down, along, b, start, col, out, corner, stop - start, keep, TALL, 1)
-            else:
-                _block(a, first, down, along, b, start, col, out, corner, stop - start, keep, SHORT, 1)
-        row += height
+def _block(rows: int, vectors: int) -> Any:
+    """A block of out of so many rows and vectors: from `corner` on, with a from `first` on and b from (start, col)."""
 
+    @intrinsic
+    def block(typingctx, a, first, down, along, b, start, col, out, corner, depth, keep):
+        index = types.intp
+        signature = types.void(a, index, index, index, b, index, index, out, index, index, out.dtype)
 
-@intrinsic(prefer_literal=True)
-def _block(typingctx, a, first, down, along, b, start, col, out, corner, depth, keep, rows, vectors):
-    """One block: out from `corner` on, with a from `first` on and b from (start, col) on, in elements."""
-    index = types.intp
-    signature = types.void(
-        a, index, index, index, b, index, index, out, index, index, out.dtype, rows, vectors
-    )
+        def emit(context, builder, signature, args):
+            def memory(i):
+                array = context.make_array(signature.args[i])(context, builder, args[i])
+                return array.data, cgutils.unpack_tuple(builder, array.shape)[1]
 
-    def emit(context, builder, signature, args):
-        def memory(i):
-            array = context.make_array(signature.args[i])(context, builder, args[i])
-            return array.data, cgutils.unpack_tuple(builder, array.shape)[1]
+            (a_data, _), (b_data, b_width), (out_data, out_width) = memory(0), memory(4), memory(7)
+            _, first, down, along, _, start, col, _, corner, depth, keep = args
+            kernel = _micro_kernel(builder.module, context.get_data_type(out.dtype), rows, vectors)
+            a_block = builder.gep(a_data, [first])
+            b_block = builder.gep(b_data, [builder.add(builder.mul(start, b_width), col)])
+            out_block = builder.gep(out_data, [corner])
+            builder.call(kernel, [a_block, down, along, b_block, b_width, out_block, out_width, depth, keep])
+            return context.get_dummy_value()
 
-        (a_data, _), (b_data, b_width), (out_data, out_width) = memory(0), memory(4), memory(7)
-        _, first, down, along, _, start, col, _, corner, depth, keep, _, _ = args
-        number = context.get_data_type(out.dtype)
-        kernel = _micro_kernel(builder.module, number, rows.literal_value, vectors.literal_value)
-        b_first = builder.add(builder.mul(start, b_width), col)
-        a_block, b_block, out_block = (
-            builder.gep(data, [offset])
-            for data, offset in ((a_data, first), (b_data, b_first), (out_data, corner))
-        )
-        builder.call(kernel, [a_block, down, along, b_block, b_width, out_block, out_width, depth, keep])
-        return context.get_dummy_value()
+        return signature, emit
 
-    return signature, emit
+    return block
 
 
 def _micro_kernel(module: ir.Module, number: ir.Type, rows: int, vectors: int) -> ir.Function:
@@ -167,3 +139,39 @@ def _micro_kernel(module: ir.Module, number: ir.Type, rows: int, vectors: int) -
         builder.store(builder.load(sums[r, v]), vector_at(out_rows[r], v), align=bits // 8)
     builder.ret_void()
     return function
+
+
+_tall_and_wide, _short_and_wide = _block(TALL, 2), _block(SHORT, 2)
+_tall, _short = _block(TALL, 1), _block(SHORT, 1)
+
+
+@native
+def multiply(a, transposed, b, out, rows, cols, depth, keep, part=ALL):
+    """out = keep * out + a b; with keep = 0 whatever `out` held, NaN included, is gone."""
+    down, along = (1, a.shape[1]) if transposed else (a.shape[1], 1)
+    rows, cols = (rows + 7) // 8 * 8, (cols + PAD - 1) // PAD * PAD
+    lanes = VECTOR_BYTES // out.itemsize
+    wide = cols // (2 * lanes) * (2 * lanes)
+    row = 0
+    while row < rows:
+        rest = rows - row
+        height = SHORT if rest == SHORT or rest == 2 * SHORT else TALL
+        start, stop, right = 0, depth, cols
+        if part == A_LOWER:
+            stop = min(depth, row + height)
+        elif part == A_UPPER:
+            start = min(row, depth)
+        elif part == OUT_LOWER:
+            right = min(cols, (row + height + lanes - 1) // lanes * lanes)
+        first = row * down + start * along
+        for col in range(0, right, 2 * lanes):
+            corner = row * out.shape[1] + col
+            if col < wide and height == TALL:
+                _tall_and_wide(a, first, down, along, b, start, col, out, corner, stop - start, keep)
+            elif col < wide:
+                _short_and_wide(a, first, down, along, b, start, col, out, corner, stop - start, keep)
+            elif height == TALL:
+                _tall(a, first, down, along, b, start, col, out, corner, stop - start, keep)
+            else:
+                _short(a, first, down, along, b, start, col, out, corner, stop - start, keep)
+        row += height

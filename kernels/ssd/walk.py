@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssmcourse.kernels.ssd.products import A_UPPER, ALL, OUT_LOWER, PAD, multiply
+from ssmcourse.kernels.ssd.products import A_UPPER, ALL, AS_IS, OUT_LOWER, PAD, TRANSPOSED, multiply
 from ssmcourse.kernels.ssd.tiles import (
     TILE,
     advance,
@@ -73,7 +73,7 @@ FORWARD = {
 }  # fmt: skip
 BACKWARD = {
     "C_T": "nt", "dG": "tt", "dG_T": "tt", "dM": "tt", "dB_T": "nt", "dC_T": "nt", "E": "nt",
-    "xbar_T": "pt", "dY_T": "pt", "dX": "tp", "dY": "tp", "dlog_a": "t", "dfrom_start": "t", "dto_end": "t",
+    "xbar_T": "pt", "dY_T": "pt", "dX": "tp", "dY": "tp", "dD": "p", "dlog_a": "t", "dfrom_start": "t", "dto_end": "t",
     "entered": "rhnp",
 }  # fmt: skip
 Buffers = namedtuple("Buffers", [*FORWARD, *BACKWARD])
@@ -118,7 +118,7 @@ def _open(inputs, w, row, group, begin, q):
     load(inputs.B, row, group, begin, q, w.B)
     load(inputs.C, row, group, begin, q, w.C)
     transpose(w.B, q, n, w.B_T)
-    multiply(w.C, False, w.B_T, w.G, q, q, n, 0.0, OUT_LOWER)
+    multiply(w.C, AS_IS, w.B_T, w.G, q, q, n, 0.0, OUT_LOWER)
 
 
 @native
@@ -203,31 +203,31 @@ def _head_gradient(dy, inputs, gated, d, S, dS, enters, leaves, row, h, begin, q
     w.dto_end[:] = 0
     dwhole = w.dto_end[0]
     if leaves:
-        multiply(w.B, False, dS, w.dX, q, p, n, 0.0, ALL)
+        multiply(w.B, AS_IS, dS, w.dX, q, p, n, 0.0, ALL)
         through_state(w.dX, w.xbar, w.to_end, w.dto_end, q, p)
         if enters:
             dwhole = w.from_start[q - 1] * inner(dS, S, n, p)
-    multiply(w.M, True, w.dY, w.dX, q, p, q, 1.0 if leaves else 0.0, A_UPPER)
-    multiply(w.dY, False, w.xbar_T, w.dM, q, q, p, 0.0, OUT_LOWER)
+    multiply(w.M, TRANSPOSED, w.dY, w.dX, q, p, q, 1.0 if leaves else 0.0, A_UPPER)
+    multiply(w.dY, AS_IS, w.xbar_T, w.dM, q, q, p, 0.0, OUT_LOWER)
     through_mask(w.dM, w.L, w.M, w.sums, w.dG, w.dlog_a, q)
     if enters:
-        multiply(S, False, w.dY_T, w.E, n, q, p, 0.0, ALL)
+        multiply(S, AS_IS, w.dY_T, w.E, n, q, p, 0.0, ALL)
         through_entry(w.E, w.C_T, w.from_start, w.dfrom_start, w.dC_T, q, n)
     sum_stretches(w.dlog_a, w.dfrom_start, w.dto_end, dwhole, q)
     store_steps(w.dlog_a, row, h, begin, q, d.log_a)
-    finish_inputs(w.dX, w.dY, inputs.x, w.steps, inputs.D, row, h, begin, q, d.x, d.dt, d.D)
+    finish_inputs(w.dX, w.dY, inputs.x, w.steps, inputs.D, row, h, begin, q, d.x, d.dt, w.dD, d.D)
     if leaves:
         scale_columns(w.xbar_T, w.to_end, q, p)
-        multiply(dS, False, w.xbar_T, w.dB_T, n, q, p, 1.0, ALL)
+        multiply(dS, AS_IS, w.xbar_T, w.dB_T, n, q, p, 1.0, ALL)
     if enters:
         scale_rows(w.dY, w.from_start, q)
         keep = float(w.from_start[q - 1]) if leaves else 0.0
-        multiply(w.C, True, w.dY, dS, n, p, q, keep, ALL)
+        multiply(w.C, TRANSPOSED, w.dY, dS, n, p, q, keep, ALL)
 
 
 @native
 def _close(w, q, n):
     """What C Bᵀ, of all heads together, adds to the gradients of B and C."""
     transpose(w.dG, q, q, w.dG_T)
-    multiply(w.B, True, w.dG_T, w.dC_T, n, q, q, 1.0, ALL)
-    multiply(w.C, True, w.dG, w.dB_T, n, q, q, 1.0, ALL)
+    multiply(w.B, TRANSPOSED, w.dG_T, w.dC_T, n, q, q, 1.0, ALL)
+    multiply(w.C, TRANSPOSED, w.dG, w.dB_T, n, q, q, 1.0, ALL)

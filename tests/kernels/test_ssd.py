@@ -225,17 +225,26 @@ def test_packed_sequences_do_not_see_each_other(backend):
         assert mismatch(states[i : i + 1], state, terms=70) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("where", [0, 1, 20, 63, 64, 150])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_reset_and_small_steps_after_it(backend, where, dtype):
+RESETS = [
+    (torch.float32, 0),
+    (torch.float32, 20),
+    (torch.float32, 64),
+    (torch.float64, 1),
+    (torch.float64, 63),
+]
+
+
+@pytest.mark.parametrize(("dtype", "where"), RESETS, ids=str)
+@pytest.mark.parametrize("backend", ["reference", "quadratic", "chunked", "cpu"])
+def test_a_reset_and_small_steps_after_it(backend, dtype, where):
     """log a is -1e4 once, then -0.01 a step: a difference of cumulative sums has no digits left for these."""
-    made = inputs(b=1, l=200, h=2, g=1, dtype=dtype, **BARE)
+    made = inputs(b=1, l=100, h=2, g=1, dtype=dtype, **BARE)
     made["A"] = torch.tensor([-1.0, -1.0], dtype=dtype)
-    made["dt"] = torch.full((1, 200, 2), 0.01, dtype=dtype)
+    made["dt"] = torch.full((1, 100, 2), 0.01, dtype=dtype)
     made["dt"][:, where] = 1e4
     made["x"][:, where] *= 1e-4
-    assert_agrees(functools.partial(ssd, backend=backend), by_steps, made, terms=200, return_final_state=True)
+    call = functools.partial(ssd, backend=backend)
+    assert_agrees(call, by_steps, made, terms=100, return_final_state=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

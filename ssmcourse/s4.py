@@ -18,7 +18,9 @@ Diagonal State Space Models" (S4D). Lesson 03.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from ssmcourse.kernels.s4_kernels import matmul
 from ssmcourse.normal_plus_low_rank import check_nplr, discretize_nplr, nplr, real_and_imaginary
 from ssmcourse.precision import without_autocast, working_dtype
 
+Kernel = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 INITS = ("legs", "lin", "inv", "real", "random")
 
 
@@ -140,16 +143,17 @@ def s4_kernel(
         l: length of the kernel, any.
         half_modes: one mode of each conjugate pair is given, n / 2 of them: the same kernel, at a third of
             the cost. `nplr` has them first: Lambda[: n // 2], P[: n // 2], ...
-        backend: "matmul" (products of dense matrices) or "reference" (the paper's Cauchy sums).
+        backend: "cpu" (products of dense matrices), "matmul" (the same in torch, for every device) or "reference"
+            (the paper's Cauchy sums); "auto" takes the best one for the device.
     Returns:
         (h, l), real: float32, or float64 if any argument is float64 or complex128. Computed in float64.
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
-    Gradients of all five tensors, to any order.
+    Gradients of all five tensors, to any order with "matmul" and "reference".
 
-    Cost: "matmul" O(n^3 log l + n l) for each channel; "reference" O(n^3 log l) for C-tilde, O(r^2 n l) for the
-    sums, and memory for (h, n, l) complex numbers.
+    Cost: O(n^3 log l + n l) for each channel, and "cpu" keeps nothing for the gradient. "reference": O(n^3 log l)
+    for C-tilde, O(r^2 n l) for the sums, and memory for (h, n, l) complex numbers.
     Source: S4, theorem 3 and algorithm 1. Lesson 03.
     """
     given = Arguments()
@@ -162,15 +166,26 @@ def s4_kernel(
     return kernel(*wide, dt.to(torch.float64), max(l, 1), half_modes)[:, :l].to(result)
 
 
-def _s4_by_matmul(
-    Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l: int, half_modes: bool
+def _s4_by_products(
+    Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l: int, half_modes: bool, *, dense: Kernel
 ) -> Tensor:
+    """The powers of a dense A_bar, of all modes or, with half of them, of their real and imaginary parts."""
     step = discretize_nplr(Lambda, P, B, dt, half_modes=half_modes)
     if not half_modes:
-        return matmul.dense_kernel(step.A_bar(), step.B_bar, C, l).real
+        return dense(step.A_bar(), step.B_bar, C, l).real
     # C h + conj(C h) = 2 Re C Re h - 2 Im C Im h
     C_real = 2 * real_and_imaginary(C.conj(), 1)
-    return matmul.dense_kernel(step.A_bar(), real_and_imaginary(step.B_bar, 1), C_real, l)
+    return dense(step.A_bar(), real_and_imaginary(step.B_bar, 1), C_real, l)
+
+
+def _s4_on_the_cpu(*arguments: Any) -> Tensor:
+    from ssmcourse.kernels.s4_kernels.cpu import dense_kernel
+
+    return _s4_by_products(*arguments, dense=dense_kernel)
+
+
+def _s4_by_matmul(*arguments: Any) -> Tensor:
+    return _s4_by_products(*arguments, dense=matmul.dense_kernel)
 
 
 def _s4_by_cauchy(
@@ -245,13 +260,14 @@ def s4d_kernel(
         A, B, C: (h, n / 2), complex, one mode of each conjugate pair. dt: (h,), real.
         l: length of the kernel.
         method: `zoh` or `bilinear`.
-        backend: "matmul" (powers by doubling, then one product) or "reference" (the Vandermonde matrix).
+        backend: "cpu" (powers by doubling, then one product), "matmul" (the same in torch, for every device) or
+            "reference" (the Vandermonde matrix); "auto" takes the best one for the device.
     Returns:
         (h, l), real: float32, or float64 if any argument is float64 or complex128. Computed in float64.
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an unknown method or backend.
 
-    Gradients of all four tensors, to any order.
+    Gradients of all four tensors, to any order with "matmul" and "reference".
 
     Cost: O(n l) for each channel; "reference" has memory for (h, n, l) complex numbers.
     Source: S4D, eq. 4 and listing 1. Lesson 03.
@@ -286,8 +302,13 @@ def _s4d_by_vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
     return 2 * torch.einsum("hn,hnl->hl", weight, powers[..., :l]).real
 
 
-runtime.register("s4_kernel", matmul=_s4_by_matmul, reference=_s4_by_cauchy)
-runtime.register("s4d_kernel", matmul=matmul.vandermonde, reference=_s4d_by_vandermonde)
+runtime.register("s4_kernel", cpu=_s4_on_the_cpu, matmul=_s4_by_matmul, reference=_s4_by_cauchy)
+runtime.register(
+    "s4d_kernel",
+    cpu="ssmcourse.kernels.s4_kernels.cpu:vandermonde",
+    matmul=matmul.vandermonde,
+    reference=_s4d_by_vandermonde,
+)
 
 
 def _real_dtype(*tensors: Tensor) -> torch.dtype:

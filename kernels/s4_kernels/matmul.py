@@ -7,7 +7,8 @@ for i < 2^k, one product with A^(2^k) gives as many again, and A^(2^k) squared i
 Everything is a batched matrix product, in float64 or complex128, so it is as fast as the machine multiplies,
 on any device, and differentiable to any order. With I about sqrt(l), the tables are small. For S4 at n = 64
 and l = 4096 the n^3 log l of a dense A take a twentieth of the time of Cauchy sums written as a broadcast: these
-divide once for every mode at every node of the Fourier transform, and need A^l as well.
+divide once for every mode at every node of the Fourier transform, and need A^l as well. cpu.py has the same
+algorithm for the CPU.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
 def _dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
     powers = _doubled(A, torch.matmul)
     columns, power = B[:, :, None], next(powers)  # (h, n, 1): A^i B; A^(number of columns)
-    while columns.shape[2] < _columns(l):
+    while columns.shape[2] < columns_of(l):
         columns = torch.cat([columns, power @ columns], 2)
         power = next(powers)
     rows, count = C[:, None], -(-l // columns.shape[2])  # (h, 1, n): C A^(I j)
@@ -63,13 +64,13 @@ def vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
 
     Cost: O(n l) for each of h.
     """
-    together = _together(z, z.shape[1] * _columns(l))
+    together = _together(z, z.shape[1] * columns_of(l))
     parts = zip(weight.split(together), z.split(together), strict=True)
     return torch.cat([_vandermonde(*part, l) for part in parts])
 
 
 def _vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
-    inner, leap = _powers(torch.ones_like(z), z, _columns(l))  # (h, I, n): z^i; (h, n): z^I
+    inner, leap = _powers(torch.ones_like(z), z, columns_of(l))  # (h, I, n): z^i; (h, n): z^I
     outer, _ = _powers(weight, leap, -(-l // inner.shape[1]))  # (h, J, n): weight z^(I j)
     rows, columns = outer.conj().resolve_conj(), inner  # Re(a b) is the scalar product of conj(a) and b
     product = torch.view_as_real(rows).flatten(2) @ torch.view_as_real(columns).flatten(2).mT
@@ -95,7 +96,7 @@ def _doubled(z: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Iterator
         z = _flush(product(z, z), TINY**0.5)
 
 
-def _columns(l: int) -> int:
+def columns_of(l: int) -> int:
     """I: a power of two next to sqrt(l)."""
     return 1 << (l - 1).bit_length() // 2
 

@@ -15,7 +15,7 @@ from ssmcourse.s4 import s4_kernel, s4d_kernel
 from ssmcourse.scan import backends
 from ssmcourse.tolerance import mismatch
 
-BACKENDS = ["matmul", "reference"]
+BACKENDS = ["cpu", "matmul", "reference"]
 
 
 def powers(A_bar: Tensor, B_bar: Tensor, C: Tensor, l: int) -> Tensor:
@@ -145,7 +145,7 @@ def test_s4d_table(backend, case):
 
 def test_the_backends_that_there_are():
     assert backends("s4_kernel") == backends("s4d_kernel") == BACKENDS
-    with pytest.raises(ValueError, match="s4_kernel has here: auto, matmul, reference"):
+    with pytest.raises(ValueError, match="s4_kernel has here: auto, cpu, matmul, reference"):
         s4_kernel(**s4_inputs(), l=4, backend="fft")
 
 
@@ -251,28 +251,61 @@ def test_a_bilinear_step_that_lands_on_zero():
 # --- torch --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("half_modes", [False, True])
+DERIVATIVES = {
+    "s4": (s4_kernel, s4_inputs, {}),
+    "s4 half": (s4_kernel, s4_inputs, HALF),
+    "s4d zoh": (s4d_kernel, s4d_inputs, {"method": "zoh"}),
+    "s4d bilinear": (s4d_kernel, s4d_inputs, {"method": "bilinear"}),
+}
+
+
+@pytest.mark.parametrize(("function", "make", "options"), DERIVATIVES.values(), ids=DERIVATIVES.keys())
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_first_and_second_derivatives(backend, half_modes):
-    leaves = [v.requires_grad_() for v in s4_inputs(h=1, n=2).values()]
+def test_first_and_second_derivatives(backend, function, make, options):
+    leaves = [v.requires_grad_() for v in make(h=1, n=2).values()]
 
     def kernel(*given):
-        return s4_kernel(*given, 5, half_modes=half_modes, backend=backend)
+        return function(*given, 5, backend=backend, **options)
 
     assert torch.autograd.gradcheck(kernel, leaves)
-    assert torch.autograd.gradgradcheck(kernel, leaves)
+    if backend == "cpu":
+        with pytest.raises(RuntimeError, match="first derivatives only"):
+            torch.autograd.gradgradcheck(kernel, leaves)
+    else:
+        assert torch.autograd.gradgradcheck(kernel, leaves)
 
 
-@pytest.mark.parametrize("method", ["zoh", "bilinear"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_first_and_second_derivatives_of_the_diagonal(backend, method):
-    leaves = [v.requires_grad_() for v in s4d_inputs(h=1, n=2).values()]
+@pytest.mark.parametrize("l", [1, 40])
+def test_opcheck(l):
+    from ssmcourse.kernels.s4_kernels import cpu
 
-    def kernel(*given):
-        return s4d_kernel(*given, 5, method=method, backend=backend)
+    for dtype in (torch.float64, torch.complex128):
+        dense = [0.3 * random(shape, dtype, seed=1) for shape in ((3, 2, 2), (3, 2), (3, 2))]
+        torch.library.opcheck(torch.ops.ssmcourse.dense_kernel_cpu.default, (*dense, l))
+        given = [v.requires_grad_() for v in dense]
+        assert torch.autograd.gradcheck(lambda *a: cpu.dense_kernel(*a, l), given)
+    modes = [0.3 * random((3, 2), torch.complex128, seed=i) for i in range(2)]
+    torch.library.opcheck(torch.ops.ssmcourse.vandermonde_cpu.default, (*modes, l))
 
-    assert torch.autograd.gradcheck(kernel, leaves)
-    assert torch.autograd.gradgradcheck(kernel, leaves)
+
+@pytest.mark.parametrize("h", [1, 3, 70])
+def test_threads_share_the_channels(h):
+    """More threads than systems, a few, and more systems than a block takes: the same kernel and gradients."""
+    before = torch.get_num_threads()
+    steps = tuple(torch.logspace(-2, 0, h).tolist())
+    for make, function, options in ((s4_inputs, s4_kernel, HALF), (s4d_inputs, s4d_kernel, {})):
+        inputs = make(h=h, n=32, steps=steps)
+        found = []
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            try:
+                leaves = [v.clone().requires_grad_() for v in inputs.values()]
+                K = function(*leaves, 70, backend="cpu", **options)
+                found.append((K, *torch.autograd.grad(K.square().sum(), leaves)))
+            finally:
+                torch.set_num_threads(before)
+        for one, four in zip(*found, strict=True):
+            assert mismatch(four, one.detach(), terms=70) is None
 
 
 def test_the_widest_argument_decides_the_dtype():

@@ -206,6 +206,18 @@ def clock(monkeypatch):
     return made
 
 
+def test_a_backward_that_would_take_minutes_is_left_out(rivals, monkeypatch):
+    rivals[-1] = Peer("linear_scan", "plain", OPERATORS["linear_scan"].oracle, quadratic=True)
+    monkeypatch.setattr(judge, "QUADRATIC_UP_TO", 1000)
+    case = compare.compare(OPERATORS["linear_scan"], (2, 70, 16), rounds=2, budget=1.0)
+    part = case["rows"][-1]["both"]
+    assert part["valid"]
+    assert "cpu_ms" not in part
+    assert tables.best_peer(case, "both") is None
+    assert tables.best_peer(case, "forward") is not None
+    assert tables._cells(case, case["rows"][-1], "both")[0] == "O(l²)"
+
+
 def test_rivals_run_in_turn_and_who_is_very_slow_runs_once(clock):
     calls = []
 
@@ -268,10 +280,13 @@ def test_a_session_asks_for_everything(monkeypatch):
         if request.get("who") == "large":
             return {"crashed": "out of memory"}
         assert (request.get("known") is None) == (threads == 1)
-        right = {"both": {"valid": True}}
+        right = {"both": {"valid": True, "cpu_ms": 1.0}}
         rows = [{"name": "ours, cpu", "kind": "ours"}, {"name": "large", "kind": "torch"} | right]
         rows.append({"name": "wrong", "kind": "torch"})
-        return {"sizes": list(request["sizes"]), "rows": rows, "missing": {}, "limits": {}}
+        return {"sizes": list(request["sizes"]), "rows": rows, "threads": threads} | {
+            "missing": {},
+            "limits": {},
+        }
 
     monkeypatch.setattr(session, "ask", ask)
     said = []
@@ -467,6 +482,7 @@ def test_bench_prints_a_table_and_writes_json(run, tmp_path, monkeypatch):
     arguments = ("--quick", "--threads", 1, "--sizes", "1,64,8,4", "--json", file)
     code, out, err = run("causal_conv1d", *arguments)
     assert code == 0, out + err
+    assert err == "causal_conv1d (1, 64, 8, 4), 1 thread\n"
     assert "causal_conv1d  b l d w = 1, 64, 8, 4, float32, 1 thread" in out
     assert "ours, cpu" in out
     assert "torch conv1d" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,10 +60,16 @@ def _parsed(operator: str, text: str) -> tuple[int, ...]:
 
 
 def measured(name: str, plan: Plan) -> dict[str, Any]:
-    """Measure an operator and print its tables; what is being measured stands in a line that goes away."""
+    """Measure an operator and print its tables.
+
+    What is being measured stands in a line that goes away, or, where there is no terminal, on stderr.
+    """
     console = Console(highlight=False)
-    with console.status(name) as status:
-        result = session.measure(name, plan, lambda line: status.update(line))
+    if console.is_terminal:
+        with console.status(name) as status:
+            result = session.measure(name, plan, status.update)
+    else:
+        result = session.measure(name, plan, lambda line: print(line, file=sys.stderr, flush=True))
     for piece in tables.terminal(result):
         console.print(piece)
     return result

@@ -97,7 +97,8 @@ def _time(
     entries: list[Entry], rows: dict[str, Row], sticks: Yardsticks, direction: str, threads: int, **turns: Any
 ) -> Rates:
     """Fill in the times of all who ran, and return what the machine did meanwhile."""
-    running = [e for e in entries if "error" in rows[e.peer.name].get(direction, {})]
+    parts = {e.peer.name: rows[e.peer.name].get(direction, {}) for e in entries}
+    running = [e for e in entries if "error" in parts[e.peer.name] and "left_out" not in parts[e.peer.name]]
     alone = [e for e in running if rows[e.peer.name]["kind"] == "ours"] if threads > 1 else []
     for entry in running:
         entry.prepare(direction)

@@ -1,11 +1,12 @@
 """The rivals written in JAX, for those who have it; they are timed jitted, time first.
 
-Every function gets the module `jax` first. Arrays of an operator are (l, b, ...).
+Every function gets the module `jax` first. Its arrays are (l, b, ...).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from ssmcourse.bench.peers import _then, peer
@@ -13,7 +14,26 @@ from ssmcourse.bench.peers import _then, peer
 jax_peer = functools.partial(peer, package="jax", module="jax", swap=(0, 1), framework="jax")
 
 
-@jax_peer("linear_scan", "jax lax.scan")
+def jax_scan(operator: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a lax.scan twice: on arrays with time first, as it likes them, and on arrays that lie as ours do.
+
+    The second turns them itself, as the layers around a scan would have to; that is in its time.
+    """
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        def batch_first(jax: Any, **given: Any) -> Any:
+            def turned(array: Any) -> Any:
+                return array.swapaxes(0, 1) if getattr(array, "ndim", 0) > 2 else array
+
+            return turned(function(jax, **{name: turned(array) for name, array in given.items()}))
+
+        jax_peer(operator, "jax lax.scan, batch first", swap=None)(batch_first)
+        return jax_peer(operator, "jax lax.scan")(function)
+
+    return enter
+
+
+@jax_scan("linear_scan")
 def _scan(jax: Any, a: Any, b: Any) -> Any:
     def step(h: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
         h = now[0] * h + now[1]
@@ -22,19 +42,12 @@ def _scan(jax: Any, a: Any, b: Any) -> Any:
     return jax.lax.scan(step, jax.numpy.zeros_like(b[0]), (a, b))[1]
 
 
-@jax_peer("linear_scan", "jax lax.scan, batch first", swap=None)
-def _scan_batch_first(jax: Any, a: Any, b: Any) -> Any:
-    """On arrays that lie as ours, and as those of the layers around a scan: turning them is in the time."""
-    turn = jax.numpy.swapaxes
-    return turn(_scan(jax, turn(a, 0, 1), turn(b, 0, 1)), 0, 1)
-
-
 @jax_peer("linear_scan", "jax associative_scan")
 def _associative(jax: Any, a: Any, b: Any) -> Any:
     return jax.lax.associative_scan(_then, (a, b))[1]
 
 
-@jax_peer("selective_scan", "jax lax.scan")
+@jax_scan("selective_scan")
 def _selective(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any) -> Any:
     jnp = jax.numpy
 
@@ -54,7 +67,7 @@ def _selective_associative(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any) ->
     return jnp.einsum("lbdn,lbn->lbd", jax.lax.associative_scan(_then, (gates, inputs))[1], C)
 
 
-@jax_peer("ssd", "jax lax.scan")
+@jax_scan("ssd")
 def _ssd(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any, *, chunk_size: int) -> Any:
     jnp = jax.numpy
 
@@ -68,7 +81,7 @@ def _ssd(jax: Any, x: Any, dt: Any, A: Any, B: Any, C: Any, *, chunk_size: int) 
     return jax.lax.scan(step, start, (x, dt, B, C))[1]
 
 
-@jax_peer("linear_attention", "jax lax.scan")
+@jax_scan("linear_attention")
 def _linear_attention(jax: Any, q: Any, k: Any, v: Any) -> Any:
     jnp = jax.numpy
 

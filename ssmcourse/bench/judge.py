@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ssmcourse.bench.peers import Peer
 from ssmcourse.tolerance import mismatch
 
 GRADIENTS_UP_TO = 320  # steps: the oracle keeps every state in float64; a chunk of 256, and some of the next
+QUADRATIC_UP_TO = 1e10  # numbers filled in a backward, states included: ten seconds
 Row = dict[str, Any]
 
 
@@ -60,11 +62,14 @@ def _check_gradients(op: Operator, numbers: tuple[int, ...], peers: list[Peer], 
     expected = dict(zip(wide, gradients, strict=True))
     terms = l * op.sizes(numbers).get("n", 1)  # sums over steps for a parameter, over states for an input
     for peer in peers:
+        row = rows[peer.name]
         try:
             entry = contestants.enter(peer, inputs, options, weight)
-            rows[peer.name]["both"] = _worst(entry.own(entry.both())[1], expected, terms)
+            row["both"] = _worst(entry.own(entry.both())[1], expected, terms)
         except Exception as error:
-            rows[peer.name]["both"] = {"failed": _one_line(error)}
+            row["both"] = {"failed": _one_line(error)}
+        if peer.quadratic and math.prod(numbers) * op.length(numbers) > QUADRATIC_UP_TO:
+            row["both"]["left_out"] = "its backward takes O(l^2)"
 
 
 def _worst(got: Inputs, expected: Inputs, terms: int) -> Row:

@@ -24,7 +24,7 @@ class Peer:
     """A rival: which operator it computes, its name, what it needs, and how its arrays lie.
 
     `package` is what pip calls it (empty where torch is enough), `module` what Python imports. `framework`
-    is "torch" or "jax".
+    is "torch" or "jax". `quadratic`: its backward fills an array of the inputs' size, states included, at every step.
     """
 
     operator: str
@@ -34,6 +34,7 @@ class Peer:
     module: str = ""
     swap: tuple[int, int] | None = None
     framework: str = "torch"
+    quadratic: bool = False
 
 
 PEERS: list[Peer] = [
@@ -107,6 +108,7 @@ def _mambapy_selective(mambapy: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor
     package="transformers",
     module="transformers.models.mamba.modeling_mamba",
     swap=(1, 2),
+    quadratic=True,
 )
 def _transformers_selective(
     transformers: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor

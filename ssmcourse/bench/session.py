@@ -100,8 +100,9 @@ def _add_memory(result: dict[str, Any], op: Operator, say: Say) -> None:
     best = tables.ours(result["cases"][0])["name"]
     to_weigh = [(op.long, best)] if op.long else []
     for numbers in op.memory:
-        rows = next((c["rows"] for c in result["cases"] if c["sizes"] == list(numbers)), [])
-        right = [r["name"] for r in rows if r["kind"] != "ours" and r.get("both", {}).get("valid")]
+        case = next((c for c in result["cases"] if c["sizes"] == list(numbers)), {"threads": 1, "rows": []})
+        peers = [r for r in case["rows"] if r["kind"] != "ours"]
+        right = [r["name"] for r in peers if tables.time_of(case, r, "both") is not None]
         to_weigh += [(numbers, who) for who in [best, *right]]
     for numbers, who in to_weigh:
         say(f"{op.name} {_shape(numbers)}, memory of {who}")

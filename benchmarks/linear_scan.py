@@ -18,7 +18,8 @@ from torch import Tensor
 from torch._higher_order_ops.associative_scan import associative_scan
 
 from ssmcourse import linear_scan
-from ssmcourse.kernels.linear_scan import cpu, memory
+from ssmcourse.kernels import memory
+from ssmcourse.kernels.linear_scan import cpu
 
 ROUNDS = 15
 CASES = {

@@ -15,7 +15,8 @@ import torch
 from numba.extending import overload
 from torch import Tensor
 
-from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
+from ssmcourse.kernels import memory
+from ssmcourse.kernels.arrays import as_array, narrow, widen
 from ssmcourse.kernels.causal_conv1d import operator
 from ssmcourse.kernels.threads import native, run
 from ssmcourse.kernels.vector_math import sigmoid
@@ -251,9 +252,8 @@ def forward(
     silu: bool,
 ) -> Tensor:
     """y; all arguments as in operator.py, x not empty."""
-    y, out = empty(x.shape, x.dtype)
-    given, out = _arrays(x, weight, bias, initial_state, seq_idx), _line(out)
-    line, before, seq, taps, shift = given
+    line, before, seq, taps, shift = _arrays(x, weight, bias, initial_state, seq_idx)
+    y, out = _new(x, line)
     run(
         _forward,
         [
@@ -276,10 +276,9 @@ def gradient(
 ) -> list[Tensor]:
     """The gradients of x, weight, bias and initial_state, those that are not None."""
     (b, l, d), w = x.shape, weight.shape[1]
-    dx, dx_out = empty(x.shape, x.dtype)
-    dbefore, dbefore_out = empty((b, w - 1, d), weight.dtype)
     line, before, seq, taps, shift = _arrays(x, weight, bias, initial_state, seq_idx)
-    dy, dx_line, dbefore_line = _line(as_array(upstream[0])), _line(dx_out), _line(dbefore_out)
+    dy, dbefore = _line(as_array(upstream[0])), np.empty_like(before)
+    dx, dx_line = _new(x, line)
     jobs = _plan(b, l, d)
     totals = np.zeros((len(jobs), w + 1, d))
     run(
@@ -294,7 +293,7 @@ def gradient(
                 shift,
                 d,
                 dx_line[i],
-                dbefore_line[i],
+                dbefore[i],
                 total,
                 *piece,
                 silu,
@@ -305,7 +304,7 @@ def gradient(
     total = torch.from_numpy(totals.sum(0)).to(weight.dtype)
     found = [dx, total[:w].T.contiguous()]
     found += [] if bias is None else [total[w].clone()]
-    return found if initial_state is None else [*found, dbefore]
+    return found if initial_state is None else [*found, torch.from_numpy(dbefore).view(b, w - 1, d)]
 
 
 def _plan(b: int, l: int, d: int) -> list[tuple[slice, tuple[int, int]]]:
@@ -333,6 +332,12 @@ def _arrays(
     )
     seq = np.zeros((0, 0), np.int64) if seq_idx is None else as_array(seq_idx)
     return _line(as_array(x)), before, seq, np.tile(taps, (1, at_once)), np.tile(shift, at_once)
+
+
+def _new(x: Tensor, line: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """A tensor like x, contiguous, and its memory as the kernels take it."""
+    out = memory.empty(line.shape, line.dtype)
+    return torch.from_numpy(out).view(x.dtype).view(x.shape), out
 
 
 def _line(array: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from numba.np.arrayobj import make_array
 from torch import Tensor
 
 from ssmcourse.kernels.linear_scan import operator
-from ssmcourse.kernels.linear_scan.memory import LARGE, LINE, empty
+from ssmcourse.kernels.memory import LARGE, LINE, empty
 from ssmcourse.kernels.threads import native, run
 
 NARROW = 8  # up to so many channels, one chain of products and sums after another beats SIMD over channels

@@ -12,7 +12,7 @@ import torch
 from operator_table import BACKENDS, DTYPES, LENGTHS, Case, among_nans, assert_agrees, need, random
 from torch import Tensor
 
-from ssmcourse.kernels.linear_scan import memory
+from ssmcourse.kernels import memory
 from ssmcourse.scan import linear_scan
 from ssmcourse.tolerance import mismatch
 

@@ -104,7 +104,8 @@ def h3_step(
     Args:
         q, k, v: (b, d).
         shift_state: (b, m - 1, d), the keys before, oldest first; zeros at the start.
-        ssm_state: (b, d // p, p, p, n), complex: n modes for each entry of k_bar v^T, key first; zeros at the start.
+        ssm_state: (b, d // p, p, p, n), complex: n modes for each entry of k_bar v^T, the key's channel before
+            the value's; zeros at the start.
         shift_kernel: (d, m), lag 0 first.
         A_bar, B_bar, C: (d // p, n), complex, half of the modes, discretised.
         head_dim, D_shift, D_ssm: as in `h3_mix`.

@@ -143,8 +143,8 @@ def s4_kernel(
         l: length of the kernel, any.
         half_modes: one mode of each conjugate pair is given, n / 2 of them: the same kernel, at a third of
             the cost. `nplr` has them first: Lambda[: n // 2], P[: n // 2], ...
-        backend: "cpu" (products of dense matrices), "matmul" (the same in torch, for every device) or "reference"
-            (the paper's Cauchy sums); "auto" takes the best one for the device.
+        backend: "cpu" (products of dense matrices), "matmul" (the same in torch, for every device) or
+            "reference" (the paper's Cauchy sums); "auto" takes the best one for the device.
     Returns:
         (h, l), real: float32, or float64 if any argument is float64 or complex128. Computed in float64.
     Raises:
@@ -152,8 +152,8 @@ def s4_kernel(
 
     Gradients of all five tensors, to any order with "matmul" and "reference".
 
-    Cost: O(n^3 log l + n l) for each channel, and "cpu" keeps nothing for the gradient. "reference": O(n^3 log l)
-    for C-tilde, O(r^2 n l) for the sums, and memory for (h, n, l) complex numbers.
+    Cost: O(n^3 log l + n l) for each channel, and "cpu" keeps nothing for the gradient. "reference":
+    O(n^3 log l) for C-tilde, O(r^2 n l) for the sums, and memory for (h, n, l) complex numbers.
     Source: S4, theorem 3 and algorithm 1. Lesson 03.
     """
     given = Arguments()
@@ -195,9 +195,9 @@ def _s4_by_cauchy(
 
         sum_{t<l} K_t ω^t = C (I - A_bar^l ω^l) (I - A_bar ω)^-1 B_bar
 
-    The paper's nodes have |ω| = 1. There, Λ without a real part (legt, fourier) lies on the line of the nodes z, and
-    a Cauchy sum may divide by zero. These have |ω| = ρ with ρ^l = 1/2: nothing is closer than about 1/l to a
-    pole, and the transform gives K_t ρ^t, of which at most one bit is lost.
+    The paper's nodes have |ω| = 1. There, Λ without a real part (legt, fourier) lies on the line of the nodes z,
+    and a Cauchy sum may divide by zero. These have |ω| = ρ with ρ^l = 1/2: nothing is closer than about 1/l
+    to a pole, and the transform gives K_t ρ^t, of which at most one bit is lost.
     """
     if half_modes:
         Lambda, P, B, C = (torch.cat([value, value.conj()], 1) for value in (Lambda, P, B, C))

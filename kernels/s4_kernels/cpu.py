@@ -101,7 +101,7 @@ def _adjoint(value: Array) -> Array:
 
 
 def _modes(weight: Array, z: Array, l: int) -> tuple[list[Array], Array, Array, int]:
-    """z^(2^k), (h, n); z^i for i < I, (h, I, n); weight z^(I j), (h, J, n); and the power that the last begins with."""
+    """z^(2^k), (h, n); z^i, i < I, (h, I, n); weight z^(I j), (h, J, n); the power that the last begins with."""
     powers, tables, turn = [z], [], 0
     for first, count in ((np.ones_like(z), columns_of(l)), (weight, -(-l // columns_of(l)))):
         turn, table = len(powers) - 1, first[:, None]

@@ -80,19 +80,18 @@ def selective_scan(
     sizes = _check(x, dt, A, B, C, D, z, dt_bias, initial_state, "b l d", ("b l n", "b l g n", "d n"))
     sizes.integers("seq_idx", seq_idx, "b l", optional=True)
     one_of("b_disc", b_disc, tuple(RULES))
-    state = working_dtype(x, A, D, dt_bias, initial_state)
-    real = state.to_real()
+    real, dtype = _dtypes(x, A, D, dt_bias, initial_state)
     sequence, sequences = (None, -1) if seq_idx is None else _number(seq_idx, return_final_state)
     tensors = (
         x,
         dt,
-        A.to(state),
+        A.to(dtype),
         B.unsqueeze(2) if B.ndim == 3 else B,
         C.unsqueeze(2) if C.ndim == 3 else C,
         None if D is None else D.to(real),
         z,
         None if dt_bias is None else dt_bias.to(real),
-        None if initial_state is None else initial_state.to(state),
+        None if initial_state is None else initial_state.to(dtype),
     )
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     scan = runtime.choose("selective_scan", backend, x.device.type)
@@ -132,10 +131,9 @@ def selective_state_update(
     """
     _check(x, dt, A, B, C, D, z, dt_bias, state, "b d", ("b n", "b g n"), "state")
     one_of("b_disc", b_disc, tuple(RULES))
-    dtype = working_dtype(x, A, D, dt_bias, state)
-    real, d = dtype.to_real(), x.shape[1]
+    real, dtype = _dtypes(x, A, D, dt_bias, state)
     delta = _step_size(dt.to(real), dt_bias, dt_softplus)
-    B, C = (_of_channels(M.unsqueeze(1) if M.ndim == 2 else M, d, dtype) for M in (B, C))
+    B, C = (_of_channels(M.unsqueeze(1) if M.ndim == 2 else M, x.shape[1], dtype) for M in (B, C))
     y, h = _step(state.to(dtype), x.to(real), delta, A.to(dtype), B, C, b_disc == "zoh")
     return _skip_and_gate(y, x, D, z).to(x.dtype), h
 
@@ -149,7 +147,7 @@ def _by_definition(
     sequences: int, dt_softplus: bool, zoh: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One step after another. `unbind`, since the backward of x[:, t] would fill a zero tensor a step."""
-    (b, l, d), real = x.shape, A.dtype.to_real()
+    (b, l, d), real = x.shape, A.real.dtype
     delta = _step_size(dt.to(real), dt_bias, dt_softplus)
     B, C = (_of_channels(M, d, A.dtype) for M in (B, C))
     B, C = (M.expand(b, l, d, -1) if M.ndim == 2 else M for M in (B, C))
@@ -232,6 +230,14 @@ runtime.register(
     cpu="ssmcourse.kernels.selective_scan.cpu:selective_scan",
     reference=_by_definition,
 )
+
+
+def _dtypes(
+    x: Tensor, A: Tensor, D: Tensor | None, dt_bias: Tensor | None, state: Tensor | None
+) -> tuple[torch.dtype, torch.dtype]:
+    """What to compute in, and of which type the states are: the same, or its complex twin."""
+    real = working_dtype(x, A.real, D, dt_bias, None if state is None else state.real)
+    return real, torch.promote_types(real, A.dtype)
 
 
 def _check(

@@ -257,6 +257,7 @@ def gradient(
 
     def run_pieces(arriving: list[np.ndarray]) -> list[np.ndarray]:
         sent = [np.empty_like(last) for _ in arriving]
+        places.restart()
         jobs = [
             (given, zoh, dy, dends, dh, as_array(kept), places.of(p, q), dh_before, some, pieces[p], part)
             for p, dh, dh_before in zip(order, arriving, sent, strict=False)
@@ -309,7 +310,7 @@ class _Places:
         self.activations = [array for _, array in activations]
         self.dA = np.empty((pieces, b, n, d), given.rate.dtype)
         self.dD, self.ddt_bias = np.empty((2, pieces, b, d), given.dt_bias.dtype)
-        self.moves = given.B_moves, given.C_moves
+        self.rows, self.moves = given.rows, (given.B_moves, given.C_moves)
         self.dB, self.dC = (
             self._for_coefficients(given, B, parts if moves else pieces)
             for B, moves in zip((given.B, given.C), self.moves, strict=True)
@@ -317,11 +318,14 @@ class _Places:
 
     @staticmethod
     def _for_coefficients(given: Given, B: np.ndarray, copies: int) -> np.ndarray:
-        """(copies, b, l, g, n): numbers are written before they are added to, rows are not."""
-        b, _, _, n = B.shape
-        if given.rows is None:
-            return np.empty((copies, b, B.shape[1], groups(given), n), B.dtype)
-        return np.zeros((copies, len(given.x), *B.shape[1:]), B.dtype)
+        """(copies, b, l, g, n)"""
+        _, l, g, n = B.shape
+        return np.empty((copies, len(given.x), l, groups(given) if given.rows is None else g, n), B.dtype)
+
+    def restart(self) -> None:
+        """Rows are added to what is there; numbers are written first."""
+        if self.rows is not None:
+            self.dB[:] = self.dC[:] = 0
 
     def of(self, piece: int, part: int) -> Found:
         """Where the jobs of a piece of l and a part of the channels write."""

@@ -230,17 +230,20 @@ def _power_of_two(typingctx, shifted):
 
 @inner
 def _exp2_32(e):
-    """2^k times a polynomial in the fraction that is left, fitted for the least relative error."""
+    """2^k times a polynomial in the fraction that is left, fitted for the least relative error.
+
+    It is 1 at 0, exactly: a gate of 1 + 1e-7 would grow a memory of 65,536 steps by a hundredth.
+    """
     e = f4(-127) if e < f4(-127) else e  # 2^-127 comes out as 0; NaN is not less, and stays
     e = f4(128) if e > f4(128) else e  # infinity
     shifted = e + ROUNDER
     r = e - (shifted - ROUNDER)
-    p = f4(0.00132764677993)
-    p = p * r + f4(0.00967554124829)
-    p = p * r + f4(0.0555071328665)
-    p = p * r + f4(0.240221197266)
-    p = p * r + f4(0.693146967059)
-    p = p * r + f4(1.00000007165)
+    p = f4(0.001326472749)
+    p = p * r + f4(0.009671512642)
+    p = p * r + f4(0.055507337423)
+    p = p * r + f4(0.240222420854)
+    p = p * r + f4(0.693146977600)
+    p = p * r + f4(1)
     return p * _power_of_two(shifted)
 
 

@@ -7,6 +7,7 @@ are kept, up to `KEPT` bytes in all, and handed out for the next result of the s
 
 from __future__ import annotations
 
+import math
 import weakref
 
 import numpy as np
@@ -18,19 +19,28 @@ KEPT = 1 << 27  # bytes
 _free: dict[int, list[np.ndarray]] = {}  # by size
 
 
+class _Loan:
+    """Memory while an array looks at it. Views of that array hold on to it, so it goes last of all of them."""
+
+    def __init__(self, memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype):
+        start = -memory.ctypes.data % LINE
+        self.memory = memory
+        self.__array_interface__ = memory[start:][: math.prod(shape) * dtype.itemsize].__array_interface__ | {
+            "shape": shape,
+            "typestr": dtype.str,
+        }
+
+
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A contiguous array whose values are anything; it begins where a line of the cache does.
 
-    Its memory is handed out again when the array itself is gone, so views of it must not outlive it. (A tensor
-    made of it with `torch.from_numpy` holds on to it.)
+    Its memory is handed out again when the array, every view of it and every tensor made of it are gone.
     """
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = _taken(size + LINE)
-    start = -memory.ctypes.data % LINE
-    array = memory[start : start + size].view(dtype).reshape(shape)
+    size = math.prod(shape) * dtype.itemsize
+    loan = _Loan(_taken(size + LINE), shape, dtype)
     if size >= LARGE:
-        weakref.finalize(array, _give_back, memory).atexit = False
-    return array
+        weakref.finalize(loan, _give_back, loan.memory).atexit = False
+    return np.asarray(loan)
 
 
 def _taken(size: int) -> np.ndarray:

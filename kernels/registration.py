@@ -29,8 +29,7 @@ def register(
     Args:
         schema: the arguments alone, as torch writes them: "Tensor x, Tensor? D, bool softplus".
         forward: (*arguments) -> new contiguous tensors: the results, then those that are kept for the
-            gradient and are nobody else's business (states at the ends of chunks, say). Two or more in
-            all: a single one torch would hand back bare.
+            gradient and are nobody else's business (states at the ends of chunks, say). A tuple, even of one.
         gradient: (upstream, outputs, *arguments) -> the gradients of the floating and complex tensors among
             the arguments that are not None, in their order: contiguous, each of its argument's shape and
             dtype. `upstream` has a gradient for each result, None where nobody used that result;
@@ -38,16 +37,22 @@ def register(
         fake: (*arguments) -> empty tensors of the shapes and dtypes that `forward` gives.
         results, kept: how many tensors of either kind `forward` gives.
     Returns:
-        The operator. Call it with all arguments, by position; it returns results and kept tensors.
+        The operator. Call it with all arguments, by position; it returns results and kept tensors, a tuple.
     """
+    outputs = results + kept
+    single = outputs == 1  # which torch wants, and hands back, without a tuple around it
     operator = torch.library.custom_op(
-        f"ssmcourse::{name}", forward, mutates_args=(), schema=f"({schema}) -> ({_tensors(results + kept)})"
+        f"ssmcourse::{name}",
+        (lambda *arguments: forward(*arguments)[0]) if single else forward,
+        mutates_args=(),
+        schema=f"({schema}) -> ({', '.join(['Tensor'] * outputs)})",
     )
-    operator.register_fake(fake)
+    operator.register_fake((lambda *arguments: fake(*arguments)[0]) if single else fake)
     operator.register_vmap(_one_by_one(operator))
-    backward_operator = _register_gradient(name, schema, gradient, results, results + kept)
+    backward_operator = _register_gradient(name, schema, gradient, results, outputs)
 
-    def remember(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def remember(ctx: Any, inputs: tuple, output: Any) -> None:
+        output = (output,) if single else output
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output, *(v for v in inputs if isinstance(v, Tensor)))
         ctx.others = [None if isinstance(v, Tensor) else (v,) for v in inputs]  # None: saved as a tensor
@@ -55,15 +60,16 @@ def register(
 
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        outputs = [next(saved) for _ in range(results + kept)]
+        given = [next(saved) for _ in range(outputs)]
         arguments = [next(saved) if other is None else other[0] for other in ctx.others]
         if all(d is None for d in upstream[:results]):
             return (None,) * len(arguments)
-        found = iter(backward_operator(*upstream[:results], *outputs, *arguments))
+        found = iter(backward_operator(*upstream[:results], *given, *arguments))
         return tuple(next(found) if _differentiable(v) else None for v in arguments)
 
     operator.register_autograd(backward, setup_context=remember)
-    return getattr(torch.ops.ssmcourse, name).default
+    overload = getattr(torch.ops.ssmcourse, name).default
+    return (lambda *arguments: (overload(*arguments),)) if single else overload
 
 
 def _register_gradient(
@@ -101,10 +107,6 @@ def _differentiable(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _tensors(n: int) -> str:
-    return ", ".join(["Tensor"] * n)
-
-
 def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
     """The vmap rule: one call for each slice. It costs what a loop costs, and no more memory than its result."""
 
@@ -113,8 +115,9 @@ def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
             operator(*(v if dim is None else v.select(dim, i) for v, dim in zip(args, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
-        stacked = [torch.stack(slices) for slices in zip(*calls, strict=True)]
-        as_given = stacked if isinstance(calls[0], list) else tuple(stacked)
-        return as_given, [0] * len(stacked) if isinstance(calls[0], list) else (0,) * len(stacked)
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        stacked = type(calls[0])(torch.stack(slices) for slices in zip(*calls, strict=True))
+        return stacked, type(calls[0])([0] * len(stacked))
 
     return rule

@@ -29,10 +29,10 @@ def register(
 ) -> Callable[..., Tensor]:
     """Make `forward` and `gradient` the torch operator `ssmcourse::causal_conv1d_{name}`."""
 
-    def two(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return forward(x, *others), x.new_empty(0)  # a tuple is what an operator returns, and one is none
+    def as_tuple(*arguments: Any) -> tuple[Tensor]:
+        return (forward(*arguments),)
 
-    operator = registration.register(f"causal_conv1d_{name}", SCHEMA, two, gradient, _fake, results=1, kept=1)
+    operator = registration.register(f"causal_conv1d_{name}", SCHEMA, as_tuple, gradient, _fake, results=1)
 
     def convolution(
         x: Tensor,
@@ -47,5 +47,5 @@ def register(
     return convolution
 
 
-def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(0)
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor]:
+    return (torch.empty_like(x, memory_format=torch.contiguous_format),)

@@ -99,17 +99,12 @@ class Arguments:
                 sizes = sizes[max(0, len(sizes) - len(letters)) :]
             if len(letters) != len(sizes):
                 continue
-            if all(self._fits(letter, size) for letter, size in zip(letters, sizes, strict=True)):
-                for letter, size in zip(letters, sizes, strict=True):
-                    if letter.isalpha() and letter not in self.sizes:
-                        self.sizes[letter], self.source[letter] = size, name
+            known = dict(self.sizes)
+            if all(_fits(letter, size, known) for letter, size in zip(letters, sizes, strict=True)):
+                self.source |= {letter: name for letter in known if letter not in self.sizes}
+                self.sizes = known
                 return
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {self._wanted(shapes)}")
-
-    def _fits(self, letter: str, size: int) -> bool:
-        if letter.isalpha():
-            return self.sizes.get(letter, size) == size
-        return int(letter) == size
 
     def _wanted(self, shapes: tuple[str, ...]) -> str:
         """The shapes in letters and, where known, in numbers: "(b, l, n) with b=2, l=16 as in x"."""
@@ -122,6 +117,11 @@ class Arguments:
         sources = dict.fromkeys(self.source[letter] for letter in known)
         sizes = ", ".join(f"{letter}={self.sizes[letter]}" for letter in known)
         return f"{text} with {sizes} as in {' and '.join(sources)}"
+
+
+def _fits(letter: str, size: int, known: dict[str, int]) -> bool:
+    """Is this the size of the letter (which is noted where it was not known) or of the number?"""
+    return known.setdefault(letter, size) == size if letter.isalpha() else int(letter) == size
 
 
 def groups(name: str, g: int, of: str, n: int) -> None:

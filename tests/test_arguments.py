@@ -31,6 +31,12 @@ def test_alternatives_leading_dimensions_and_ones():
         arguments.parameter("one", torch.zeros(2, 5), "1 n")
 
 
+def test_a_letter_has_one_size_within_a_shape_too():
+    given().parameter("A", torch.zeros(5, 5), "n n")
+    with pytest.raises(ValueError, match=r"A: got shape \(5, 6\), expected \(n, n\)"):
+        given().parameter("A", torch.zeros(5, 6), "n n")
+
+
 def test_none_passes_only_where_it_may():
     arguments = given()
     arguments.parameter("D", None, "d", optional=True)

@@ -80,6 +80,13 @@ def test_ours_are_right(operator):
         assert not op.backward or row["both"]["valid"], rows
 
 
+def test_a_quadratic_algorithm_does_not_run_on_long_sequences():
+    op = OPERATORS["ssd"]
+    short, long = ([peer.name for peer in contestants.ours(op, l)] for l in (1024, 1025))
+    assert set(short) - set(long) == {"ours, quadratic"}
+    assert long[0] == short[0] == "ours, cpu"
+
+
 def test_the_oracle_of_the_scans_is_their_dense_matrix():
     """M[t, s] = a_t ... a_{s+1}, filled in entry by entry."""
     inputs = OPERATORS["linear_scan"].inputs((1, 9, 2), torch.float64)

@@ -44,7 +44,7 @@ def compare(
     """
     torch.set_num_threads(threads)
     here, missing = contestants.rivals(op)
-    everyone = [*contestants.ours(op), *here]
+    everyone = [*contestants.ours(op, op.length(numbers)), *here]
     rows = {peer.name: _row(peer) for peer in everyone}
     inputs = op.inputs(numbers)
     if known is None:

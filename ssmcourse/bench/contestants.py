@@ -19,17 +19,23 @@ from ssmcourse.bench.peers import PEERS, Peer
 from ssmcourse.kernels import runtime
 
 EMULATED = ("triton", "numba_cuda")  # on tensors of the CPU: an interpreter or a simulator, made for learning
+READABLE_UP_TO = 1024  # steps
 Function = Callable[..., Any]
 
 
-def ours(op: Operator) -> list[Peer]:
-    """Our backends that run on the CPU as fast as they can, best first, as contestants."""
+def ours(op: Operator, l: int = 0) -> list[Peer]:
+    """Our backends that run on the CPU as fast as they can, best first, as contestants.
+
+    Those that are made to be read, and cost O(l^2), are left out of sequences longer than READABLE_UP_TO.
+    """
     public = getattr(importlib.import_module(op.home), op.name)
     try:
         names = [
             name
             for name in runtime.backends(op.name)
-            if name not in EMULATED and runtime.device_type(name) in ("cpu", "any")
+            if name not in EMULATED
+            and (name != "quadratic" or l <= READABLE_UP_TO)
+            and runtime.device_type(name) in ("cpu", "any")
         ]
     except ValueError:  # no backends: one way to compute it
         return [Peer(op.name, "ours", lambda **given: public(**given, **op.ours))]

@@ -107,6 +107,8 @@ def ssd(
 
     x, dt, B, C and z share one dtype; A, D, dt_bias and the initial state may be float32 beside half types.
     Computed in float32 at least, under autocast too. Gradients of every floating argument; "cpu" has first ones.
+    To compile a call with both seq_idx and return_final_state in one graph, torch needs
+    `torch._dynamo.config.capture_scalar_outputs`: how many states there are depends on the data.
 
     Cost: recurrence O(b l h p n) work, l steps deep; quadratic O(b h l² (n + p)) and as much memory as M has
     elements; chunked O(b l h (p n + chunk_size (n + p))), all of it in products of matrices. "cpu" saves a state every

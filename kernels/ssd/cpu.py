@@ -9,6 +9,10 @@ goes from span to span towards the start, computes the states inside a span agai
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +23,9 @@ from ssmcourse.kernels.ssd.tiles import TILE
 from ssmcourse.kernels.ssd.walk import SPAN, Inputs
 from ssmcourse.kernels.threads import run
 
-Job = tuple[int, int, int, int, int]  # row, group, first head, last but one, which part of the group
+Job = tuple[
+    int, int, tuple[int, int], int
+]  # row, group, its heads from and to, which part of the group these are
 
 
 def forward(
@@ -42,12 +48,9 @@ def forward(
     y, y_array = empty((b, l, h, p), dt.dtype)
     states, state_array = empty((sequences, h, p, n), dt.dtype)
     kept, kept_array = empty((b, (l - 1) // SPAN if keep else 0, h, n, p), dt.dtype)
-    work = []
-    for row, group, first, stop, _ in _jobs(b, h, g):
-        room = walk.buffers(n, p, stop - first, 0, inputs.dt.dtype)
-        outputs = (y_array, kept_array, state_array)
-        work.append((inputs, z is not None, *outputs, tables[row], row, group, first, stop, room))
-    run(walk.forward, work)
+    given = (inputs, z is not None, y_array, kept_array, state_array)
+    jobs = [(*given, tables[row], row, group, *heads) for row, group, heads, _ in _jobs(b, h, g)]
+    _run(walk.forward, jobs, lambda: walk.buffers(n, p, h // g, 0, inputs.dt.dtype))
     return y.to(x.dtype), states, kept
 
 
@@ -73,22 +76,19 @@ def gradient(
     tables = _tables(b, l, seq_idx, initial_state is not None, dfinal is not None)
     dy_array = as_array((torch.zeros_like(x) if dy is None else dy).to(dt.dtype))
     dfinal_array = as_array(dt.new_empty(0, h, p, n) if dfinal is None else dfinal)
-    jobs = _jobs(b, h, g)
-    parts = 1 + max((part for *_, part in jobs), default=0)
+    shares = _jobs(b, h, g)
+    parts = 1 + max(part for *_, part in shares)
     shapes = [x.shape, dt.shape, dt.shape, (parts, *B.shape), (parts, *B.shape)]
     made = [empty(tuple(shape), dt.dtype) for shape in shapes]
     dD = np.zeros((b, h, p))  # a sum over all steps
     dz = made[0] if z is None else empty(tuple(x.shape), dt.dtype)
     dinitial = empty((b, h, p, n), dt.dtype)
     d = Inputs(*(array for _, array in made), dD, dz[1], dinitial[1])
-    work = []
-    for row, group, first, stop, part in jobs:
-        spans = np.searchsorted(tables[row][:, 0], np.arange(0, l + SPAN, SPAN))
-        rooms = 1 + tables[row][:, 5].max(initial=0)
-        room = walk.buffers(n, p, stop - first, rooms, inputs.dt.dtype)
-        given = (dy_array, dfinal_array, inputs, z is not None, as_array(outputs[2]), d)
-        work.append((*given, tables[row], spans, row, group, first, stop, part, room))
-    run(walk.gradient, work)
+    given = (dy_array, dfinal_array, inputs, z is not None, as_array(outputs[2]), d)
+    spans = [np.searchsorted(table[:, 0], np.arange(0, l + SPAN, SPAN)) for table in tables]
+    jobs = [(*given, tables[row], spans[row], row, group, *heads, part) for row, group, heads, part in shares]
+    rooms = 1 + max(table[:, 5].max() for table in tables)
+    _run(walk.gradient, jobs, lambda: walk.buffers(n, p, h // g, rooms, inputs.dt.dtype))
     dx, ddt, dlog_a, dB, dC = (tensor for tensor, _ in made)
     found = [dx.to(x.dtype), ddt, dlog_a]
     found += [(t[0] if parts == 1 else t.sum(0)).to(x.dtype) for t in (dB, dC)]
@@ -113,8 +113,8 @@ def _inputs(
     (b, _, h, p), n = x.shape, B.shape[3]
     D = dt.new_zeros(h, p) if D is None else D
     initial_state = dt.new_zeros(b, h, p, n) if initial_state is None else initial_state
-    tensors = (x, dt, log_a, B, C, D, x if z is None else z, initial_state)
-    return Inputs(*(as_array(t.to(dt.dtype)) for t in tensors))
+    wide = [as_array(t.to(dt.dtype)) for t in (x, dt, log_a, B, C, D, initial_state)]
+    return Inputs(*wide[:-1], wide[0] if z is None else as_array(z.to(dt.dtype)), wide[-1])
 
 
 def _jobs(b: int, h: int, g: int) -> list[Job]:
@@ -122,11 +122,23 @@ def _jobs(b: int, h: int, g: int) -> list[Job]:
     heads = h // g
     parts = min(heads, max(1, -(-torch.get_num_threads() // (b * g))))
     return [
-        (row, group, group * heads + heads * k // parts, group * heads + heads * (k + 1) // parts, k)
+        (row, group, (group * heads + heads * k // parts, group * heads + heads * (k + 1) // parts), k)
         for row in range(b)
         for group in range(g)
         for k in range(parts)
     ]
+
+
+def _run(kernel: Callable[..., None], jobs: list[tuple], buffers: Callable[[], walk.Buffers]) -> None:
+    """kernel(*job, buffers) for every job, with one set of buffers for each thread."""
+    free = deque(buffers() for _ in range(min(torch.get_num_threads(), len(jobs))))
+
+    def with_buffers(*job: Any) -> None:
+        room = free.pop()
+        kernel(*job, room)
+        free.append(room)
+
+    run(with_buffers, jobs)
 
 
 def _tables(b: int, l: int, seq_idx: Tensor | None, initial: bool, final: bool) -> list[np.ndarray]:

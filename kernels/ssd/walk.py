@@ -30,6 +30,7 @@ from ssmcourse.kernels.ssd.tiles import (
     edges,
     finish,
     finish_inputs,
+    flush,
     inner,
     load,
     load_steps,
@@ -223,6 +224,7 @@ def _head_gradient(dy, inputs, gated, d, S, dS, enters, leaves, row, h, begin, q
         scale_rows(w.dY, w.from_start, q)
         keep = float(w.from_start[q - 1]) if leaves else 0.0
         multiply(w.C, TRANSPOSED, w.dY, dS, n, p, q, keep, ALL)
+        flush(dS)
 
 
 @native

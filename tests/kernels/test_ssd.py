@@ -12,7 +12,7 @@ from operator_table import Case, among_nans, assert_agrees, random
 from torch import Tensor
 
 from ssmcourse.duality import ssd
-from ssmcourse.kernels.ssd import products
+from ssmcourse.kernels.ssd import products, tiles
 from ssmcourse.scan import backends
 from ssmcourse.tolerance import mismatch
 
@@ -321,6 +321,14 @@ def test_parameters_wider_than_activations():
     expected, state = by_steps(**wide, dt_softplus=True, return_final_state=True)
     assert mismatch(y, expected, terms=100) is None
     assert mismatch(final, state, terms=100) is None
+
+
+def test_what_is_next_to_a_denormal_is_zero():
+    values = np.array([[1e-38, -5e-38, 2e-37, 0.0, np.nan, np.inf, -1.0]], np.float32)
+    tiles.flush(values)
+    assert np.array_equal(
+        values, np.array([[0, 0, 2e-37, 0, np.nan, np.inf, -1]], np.float32), equal_nan=True
+    )
 
 
 # --- The products of matrices -------------------------------------------------------------------------

@@ -14,7 +14,6 @@ Lesson 05 derives it, lesson 12 shows the matrix that it is.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssmcourse.arguments import Arguments, groups, one_of
@@ -182,13 +181,13 @@ def _step(
 def _step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> Tensor:
     if dt_bias is not None:
         dt = dt + dt_bias
-    return F.softplus(dt) if dt_softplus else dt
+    return torch.nn.functional.softplus(dt) if dt_softplus else dt
 
 
 def _skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     if D is not None:
         y = y + D * x.to(y.dtype)
-    return y if z is None else y * F.silu(z.to(y.dtype))
+    return y if z is None else y * torch.nn.functional.silu(z.to(y.dtype))
 
 
 def _of_channels(B: Tensor, d: int, dtype: torch.dtype) -> Tensor:

@@ -56,10 +56,10 @@ class Found(NamedTuple):
     dx: np.ndarray  # (b, l, d); ddt and dz too
     ddt: np.ndarray
     dz: np.ndarray
-    dA: np.ndarray  # (b, n, d)
-    dB: np.ndarray  # (b, l, g, n) of its part of the channels, or (b, 1, d, n); dC too
-    dC: np.ndarray
-    dD: np.ndarray  # (b, d)
+    dA: np.ndarray  # (b, n, d)  # noqa: N815
+    dB: np.ndarray  # (b, l, g, n) of its part of the channels, or (b, 1, d, n); dC too  # noqa: N815
+    dC: np.ndarray  # noqa: N815
+    dD: np.ndarray  # (b, d)  # noqa: N815
     ddt_bias: np.ndarray  # (b, d)
 
 

@@ -9,6 +9,7 @@ the states that truly enter them. What a piece makes of a state is known without
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -248,7 +249,7 @@ def cut(n: int, parts: int, at_least: int = 1, unit: int = 1) -> list[Range]:
     """0 to n in at most so many ranges of about equal length, all but the last a multiple of the unit."""
     parts = max(1, min(parts, n // at_least))
     edges = [n * p // parts // unit * unit for p in range(parts)] + [n]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 def entering_states(

@@ -70,7 +70,8 @@ def by_steps(
 # --- The table --------------------------------------------------------------------------------
 
 ALL = ("D", "z", "dt_bias", "initial_state")
-TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
+TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+COMPLEX = [torch.complex64, torch.complex128]
 
 
 def make(shape, dtype=torch.float64, *, B="b l n", C="b l n", extras=ALL, groups=2, wrap=lambda t: t):
@@ -93,7 +94,7 @@ def make(shape, dtype=torch.float64, *, B="b l n", C="b l n", extras=ALL, groups
 
 
 def case(name, shape=(2, 19, 6, 3), dtype=torch.float64, options=None, **how) -> Case:
-    b, l, d, n = shape
+    b, l, _, n = shape
     standard = {"dt_softplus": True, "return_final_state": True}
     # y sums n products for each of l steps; gradients of parameters sum over rows and time as well
     return Case(name, functools.partial(make, shape, dtype, **how), b * l * n, standard | (options or {}))
@@ -110,7 +111,8 @@ TABLE = [
     *(case(f"{dtype}".removeprefix("torch."), dtype=dtype) for dtype in TYPES),
     case("zoh", options=ZOH),
     case("zoh float32", dtype=torch.float32, options=ZOH),
-    case("zoh complex", dtype=torch.complex128, B="b l g n", C="d n", options=ZOH),
+    # A kernel is compiled for every dtype, rule and form of B and C; for complex numbers, for this form mostly.
+    *(case(f"{dtype}, zoh".removeprefix("torch."), dtype=dtype, B="b l g n", C="d n", options=ZOH) for dtype in COMPLEX),
     *(case(f"without {name}", extras=[e for e in ALL if e != name]) for name in ALL),
     case("bare", extras=(), options={"dt_softplus": False, "return_final_state": False}),
     case("D alone", extras=("D",), options={"return_final_state": False}),
@@ -132,11 +134,18 @@ TABLE = [
     case("packed, states not asked for", (2, 35, 5, 2),
          options={"seq_idx": marks((1, 10, 24), (33, 1, 1)), "return_final_state": False}),
     case("packed, not at all", (2, 9, 5, 2), options={"seq_idx": torch.full((2, 9), 7)}),
-    case("packed, constant B, zoh", (1, 40, 5, 2), B="d n",
-         options=ZOH | {"seq_idx": marks((3, 37)).to(torch.int32)}),
+    case("packed, constant B", (1, 40, 5, 2), B="d n", options={"seq_idx": marks((3, 37)).to(torch.int32)}),
     case("not contiguous", wrap=among_nans),
     case("transposed", wrap=lambda t: t.transpose(0, -1).contiguous().transpose(0, -1)),
 ]  # fmt: skip
+
+
+SELDOM_COMPILED = [
+    case("complex, Euler", dtype=torch.complex128),
+    case("complex, Euler, constant B and C", dtype=torch.complex128, B="d n", C="d n"),
+    case("constant B and C, zoh", B="d n", C="d n", options=ZOH),
+    case("complex, packed", dtype=torch.complex64, options={"seq_idx": marks((3, 16), (19,))}),
+]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -145,6 +154,12 @@ def test_table(backend, row):
     need("selective_scan", backend)
     call = functools.partial(selective_scan, backend=backend)
     assert_agrees(call, by_steps, row.make(), terms=row.terms, **row.options)
+
+
+@pytest.mark.parametrize("row", SELDOM_COMPILED, ids=lambda row: row.name)
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_table_of_what_takes_another_compilation(backend, row):
+    test_table(backend, row)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

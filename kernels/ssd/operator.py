@@ -19,7 +19,7 @@ from ssmcourse.kernels import registration
 
 SCHEMA = (
     "Tensor x, Tensor dt, Tensor log_a, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? initial_state, "
-    "Tensor? seq_idx, int sequences, bool keep"
+    "Tensor? seq_idx, SymInt sequences, bool keep"
 )
 
 Backend = Callable[..., tuple[Tensor, Tensor]]

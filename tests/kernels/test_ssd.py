@@ -323,6 +323,23 @@ def test_parameters_wider_than_activations():
     assert mismatch(final, state, terms=100) is None
 
 
+@pytest.mark.parametrize("return_final_state", [False, True])
+def test_packed_sequences_compile_in_one_graph(return_final_state):
+    torch.compiler.reset()
+    made = {k: v.requires_grad_() for k, v in inputs(l=20).items()}
+
+    def call(labels):
+        results = ssd(**made, seq_idx=labels, return_final_state=return_final_state)
+        return results if return_final_state else (results,)
+
+    labels = packed(2, 20)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        got = torch.compile(call, fullgraph=True, backend="aot_eager")(labels)
+    expected = call(labels)
+    for g, e in zip(got, expected, strict=True):
+        assert mismatch(g, e) is None
+
+
 def test_what_is_next_to_a_denormal_is_zero():
     values = np.array([[1e-38, -5e-38, 2e-37, 0.0, np.nan, np.inf, -1.0]], np.float32)
     tiles.flush(values)

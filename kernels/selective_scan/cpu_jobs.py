@@ -10,6 +10,7 @@ the states that truly enter them. What a piece makes of a state is known without
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -219,25 +220,22 @@ def _read_coefficients(B, i, begin, end, lo, group, d, now):
 
 
 def share_out(given: Given) -> tuple[list[Range], list[Range], list[Block]]:
-    """Pieces of l, rows, and blocks of channels."""
-    b, l, d = given.x.shape
+    """Pieces of l, rows, and blocks of channels: as many jobs as divide evenly among the threads, if possible."""
+    (b, l, d), n = given.x.shape, len(given.rate)
     threads, g = torch.get_num_threads(), groups(given)
-    widest = min(BLOCK, max(64, BLOCK_STATES // max(1, len(given.rate))))
+    channels = d // g
+    widest = min(BLOCK, max(64, BLOCK_STATES // max(1, n)))
+    unit = min(threads // math.gcd(b * g, threads), max(1, channels // BLOCK_AT_LEAST))
+    each = -(-channels // (widest * unit)) * unit
     blocks = [
-        ((lo + d // g * group, hi + d // g * group), group)
+        ((lo + channels * group, hi + channels * group), group)
         for group in range(g)
-        for lo, hi in _blocks(d // g, widest, -(-threads // max(1, b * g)))
+        for lo, hi in cut(channels, each, unit=16)
+        if lo < hi
     ]
-    rows = cut(b, threads)
+    rows = cut(b, 1 if threads == 1 else 4 * threads)
     idle = threads // max(1, len(rows) * len(blocks))
     return cut(l, idle if idle > 2 else 1, PIECE_AT_LEAST, CHUNK), rows, blocks
-
-
-def _blocks(channels: int, widest: int, at_least: int) -> list[Range]:
-    """Blocks of about equal width, a multiple of 16: whole vectors."""
-    parts = max(1, -(-channels // widest), min(at_least, channels // BLOCK_AT_LEAST))
-    width = max(1, -(-channels // (16 * parts))) * 16
-    return [(lo, min(lo + width, channels)) for lo in range(0, channels, width)]
 
 
 def groups(given: Given) -> int:
@@ -246,7 +244,7 @@ def groups(given: Given) -> int:
 
 
 def cut(n: int, parts: int, at_least: int = 1, unit: int = 1) -> list[Range]:
-    """0 to n in at most so many ranges of about equal length, all but the last a multiple of the unit."""
+    """0 to n in at most so many ranges of about equal length, all but the last whole units (of 16: SIMD)."""
     parts = max(1, min(parts, n // at_least))
     edges = [n * p // parts // unit * unit for p in range(parts)] + [n]
     return list(itertools.pairwise(edges))

@@ -23,7 +23,17 @@ import bootstrap  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OURS = {"ssmcourse", "record", "build", "bootstrap", "lock", "tests", "conftest"}
+OURS = {
+    "ssmcourse",
+    "record",
+    "build",
+    "bootstrap",
+    "lock",
+    "tests",
+    "conftest",
+    "operator_table",
+    "contract",
+}
 
 
 def locked() -> dict[str, Requirement]:

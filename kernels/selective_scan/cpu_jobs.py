@@ -68,7 +68,8 @@ def read_arguments(
 ) -> Given:  # fmt: skip
     """The tensors as arrays, without a copy where they are contiguous and of the dtype computed in."""
     real, d = A.dtype.to_real(), x.shape[2]
-    nothing, zeros = x.new_empty((0, 0, 0)), x.new_zeros(d, dtype=real)
+    rate = as_array(A.T / LOG2)
+    zeros = np.zeros(d, rate.real.dtype)
     as_rows = any(M.ndim == 2 or M.shape[2] * 16 > d > M.shape[2] > 1 for M in (B, C))
     return Given(
         x=as_array(x.to(real)),
@@ -78,13 +79,13 @@ def read_arguments(
         B_moves=B.ndim == 4,
         C_moves=C.ndim == 4,
         rows=1 if as_rows else None,
-        z=as_array((nothing if z is None else z).to(real)),
-        rate=as_array(A.T / LOG2),
-        D=as_array(zeros if D is None else D),
-        dt_bias=as_array(zeros if dt_bias is None else dt_bias),
-        sequence=as_array(torch.empty(0, 0, dtype=torch.int64) if sequence is None else sequence),
+        z=np.empty((0, 0, 0), zeros.dtype) if z is None else as_array(z.to(real)),
+        rate=rate,
+        D=zeros if D is None else as_array(D),
+        dt_bias=zeros if dt_bias is None else as_array(dt_bias),
+        sequence=np.empty((0, 0), np.int64) if sequence is None else as_array(sequence),
         softplus=dt_softplus,
-        twice=torch.tensor(2 if A.is_complex() else 1, dtype=real).numpy()[()],
+        twice=zeros.dtype.type(2 if A.is_complex() else 1),
     )
 
 

@@ -1,7 +1,7 @@
 """What the backends of the selective scan share: their place in torch.
 
-Sizes: (b, l, d) activations, (n, ) states a channel, (b, l, g, n) for B and C in g groups, or (d, n) constant in
-time. `sequence` (b, l) numbers the packed sequences 0, 1, 2, ... over all rows, row by row: the state is
+x, dt, z and y are (b, l, d), states (b, d, n), B and C (b, l, g, n) in g groups of channels, or (d, n) constant
+in time. `sequence` (b, l) numbers the packed sequences 0, 1, 2, ... over all rows, row by row: the state is
 reset where the number changes. `sequences` is how many final states are wanted: one for each of them, or -1
 for one a row.
 """

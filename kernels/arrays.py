@@ -17,6 +17,7 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from ssmcourse.kernels import memory
+from ssmcourse.kernels.vector_math import INLINED
 
 _AS_INTEGERS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
@@ -48,7 +49,7 @@ def narrow(value: Any, like: Any) -> Any:
     raise NotImplementedError("only compiled code calls this")
 
 
-@overload(widen, inline="always")
+@overload(widen, jit_options=INLINED)
 def _widen(value):
     if value == types.uint16:
         return lambda value: _from_bfloat16(value)
@@ -57,7 +58,7 @@ def _widen(value):
     return lambda value: value
 
 
-@overload(narrow, inline="always")
+@overload(narrow, jit_options=INLINED)
 def _narrow(value, like):
     if like == types.uint16:
         return lambda value, like: _to_bfloat16(np.float32(value))

@@ -23,6 +23,9 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 # A product and a sum may become one instruction that rounds once; nothing else of fastmath is allowed.
+INLINED = {
+    "forceinline": True
+}  # by LLVM. Numba's own inlining (inline="always") loses statements behind inner loops
 small = numba.njit(fastmath={"contract"}, error_model="numpy", nogil=True, forceinline=True)
 
 
@@ -61,22 +64,22 @@ def _power_of_two(typingctx, shifted):
     return shifted(shifted), emit
 
 
-@overload(exp, inline="always")
+@overload(exp, jit_options=INLINED)
 def _exp(x):
     return (lambda x: _exp64(x)) if x == types.float64 else (lambda x: _exp32(x))
 
 
-@overload(expm1, inline="always")
+@overload(expm1, jit_options=INLINED)
 def _expm1(x):
     return (lambda x: _expm1_64(x)) if x == types.float64 else (lambda x: _expm1_32(x))
 
 
-@overload(softplus, inline="always")
+@overload(softplus, jit_options=INLINED)
 def _softplus(x):
     return (lambda x: _softplus64(x)) if x == types.float64 else (lambda x: _softplus32(x))
 
 
-@overload(sigmoid, inline="always")
+@overload(sigmoid, jit_options=INLINED)
 def _sigmoid(x):
     return (lambda x: _sigmoid64(x)) if x == types.float64 else (lambda x: _sigmoid32(x))
 

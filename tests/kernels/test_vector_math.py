@@ -106,3 +106,35 @@ def test_a_loop_over_it_is_simd(name):
 def test_python_is_told_that_these_are_for_kernels():
     with pytest.raises(NotImplementedError, match="only compiled code"):
         vector_math.exp(1.0)
+
+
+@native
+def _decays(log_a, begin, q, G, sums, from_start, to_end, L, M):
+    """Long enough for Numba's inline="always" to lose the last two lines, as it did."""
+    total = log_a[begin] * 0
+    for i in range(q):
+        total += log_a[begin + i]
+        from_start[i] = total
+    rest = log_a[begin] * 0
+    for j in range(q - 1, -1, -1):
+        to_end[j] = rest
+        rest += log_a[begin + j]
+    for i in range(q):
+        from_start[i] = exp(from_start[i])
+        to_end[i] = exp(to_end[i])
+    sums[:] = 0
+    for i in range(q):
+        step, L_i, M_i, G_i = log_a[begin + i], L[i], M[i], G[i]
+        for j in range(i):
+            sums[j] += step
+            L_i[j] = exp(sums[j])
+            M_i[j] = L_i[j] * G_i[j]
+        L_i[i] = 1
+        M_i[i] = G_i[i]
+
+
+def test_what_follows_an_inner_loop_that_calls_it_is_not_lost():
+    G, L, M = np.ones((64, 64), np.float32), *np.zeros((2, 64, 64), np.float32)
+    _decays(np.full(8, -1, np.float32), 0, 8, G, *np.zeros((3, 64), np.float32), L, M)
+    i, j = np.indices((8, 8))
+    np.testing.assert_allclose(np.tril(L[:8, :8]), np.tril(np.exp(-(i - j).clip(0))), rtol=1e-6)

@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ssmcourse.kernels.vector_math import exp
+from ssmcourse.kernels.vector_math import INLINED, exp
 
 # The sums over channels may be taken in any order, or they could not be SIMD. NaN and infinity are kept.
 summing = numba.njit(
@@ -176,14 +176,14 @@ def gather(gradient: Any, k: int, value: Any) -> Any:
     raise NotImplementedError("only compiled code calls this")
 
 
-@overload(at, inline="always")
+@overload(at, jit_options=INLINED)
 def _at(coefficient, k):
     if isinstance(coefficient, types.Array):
         return lambda coefficient, k: coefficient[k]
     return lambda coefficient, k: coefficient
 
 
-@overload(gather, inline="always")
+@overload(gather, jit_options=INLINED)
 def _gather(gradient, k, value):
     if not isinstance(gradient, types.Array):
         return lambda gradient, k, value: value
@@ -253,7 +253,7 @@ def _exp2_complex(e):
     return exp2(e.real) * complex(math.cos(angle), math.sin(angle))
 
 
-@overload(exp2, inline="always")
+@overload(exp2, jit_options=INLINED)
 def _exp2(e):
     if isinstance(e, types.Complex):
         return lambda e: _exp2_complex(e)
@@ -290,13 +290,13 @@ _share32, _slope32 = _near_zero(np.float32)
 _share64, _slope64 = _near_zero(np.float64)
 
 
-@overload(share, inline="always")
+@overload(share, jit_options=INLINED)
 def _share(e, gate):
     double = e in (types.float64, types.complex128)
     return (lambda e, gate: _share64(e, gate)) if double else (lambda e, gate: _share32(e, gate))
 
 
-@overload(share_slope, inline="always")
+@overload(share_slope, jit_options=INLINED)
 def _share_slope(e, gate, share):
     double = e in (types.float64, types.complex128)
     if double:

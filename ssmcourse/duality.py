@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, silu, softplus
 
+from ssmcourse import packing
 from ssmcourse.arguments import Arguments, groups
 from ssmcourse.kernels import runtime
 from ssmcourse.precision import without_autocast, working_dtype
@@ -121,7 +122,7 @@ def ssd(
     if x.numel() == 0 or B.numel() == 0:
         core = _in_torch(_chunked)  # nothing to compute, but shapes and a graph to make
     dt, log_a, skip, state = _prepare(dt, A, D, dt_bias, initial_state, dt_softplus, dt_limit, x.shape[-2:])
-    sequences = _count(x, seq_idx) if return_final_state else 0
+    sequences = (len(x) if seq_idx is None else packing.count(seq_idx)) if return_final_state else 0
     y, final = core(x, dt, log_a, B, C, skip, z, state, seq_idx, sequences, chunk_size)
     return (y, final) if return_final_state else y
 
@@ -258,11 +259,9 @@ def _in_torch(algorithm: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., 
         state = wide.new_zeros(b, h, p, n) if initial_state is None else initial_state
         ends = [(row, l - 1) for row in range(b)]
         if seq_idx is not None:
-            changes = seq_idx[:, 1:] != seq_idx[:, :-1]
-            log_a = torch.cat([log_a[:, :1], log_a[:, 1:].masked_fill(changes[..., None], -torch.inf)], 1)
+            log_a = log_a.masked_fill(packing.changes(seq_idx)[..., None], -torch.inf)
             if sequences and l:
-                last = torch.cat([changes, torch.ones_like(seq_idx[:, :1], dtype=torch.bool)], 1)
-                ends = [(row, t) for row, t in last.nonzero().tolist()]
+                ends = [(row, t) for row, t in packing.ends(seq_idx).nonzero().tolist()]
         grouped = (t.unflatten(dim, (g, -1)) for t, dim in ((dt[..., None] * wide, 2), (log_a, 2)))
         y, final = algorithm(
             *grouped, B, C, state.unflatten(1, (g, -1)), ends if sequences else [], chunk_size
@@ -311,12 +310,6 @@ def _prepare(
     if D is not None:
         D = (D if D.ndim == 2 else D[:, None].expand(heads)).to(dtype)
     return dt, dt * A.to(dtype), D, None if state is None else state.to(dtype)
-
-
-def _count(x: Tensor, seq_idx: Tensor | None) -> int:
-    """The sequences in all rows."""
-    changes = 0 if seq_idx is None else int((seq_idx[:, 1:] != seq_idx[:, :-1]).sum())
-    return len(x) + changes
 
 
 def _check(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssmcourse import packing
 from ssmcourse.arguments import Arguments, groups, one_of
 from ssmcourse.discretization import discretize
 from ssmcourse.kernels import runtime
@@ -80,7 +81,8 @@ def selective_scan(
     sizes.integers("seq_idx", seq_idx, "b l", optional=True)
     one_of("b_disc", b_disc, tuple(RULES))
     real, dtype = _dtypes(x, A, D, dt_bias, initial_state)
-    sequence, sequences = (None, -1) if seq_idx is None else _number(seq_idx, return_final_state)
+    sequence = None if seq_idx is None else packing.number_over_all_rows(seq_idx)
+    sequences = packing.count(seq_idx) if seq_idx is not None and return_final_state else -1
     tensors = (
         x,
         dt,
@@ -151,7 +153,7 @@ def _by_definition(
     B, C = (_of_channels(M, d, A.dtype) for M in (B, C))
     B, C = (M.expand(b, l, d, -1) if M.ndim == 2 else M for M in (B, C))
     h = A.new_zeros(b, *A.shape) if initial_state is None else initial_state
-    starts = None if sequence is None else _starts(sequence).unbind(1)
+    starts = None if sequence is None else packing.changes(sequence).unbind(1)
     ys, hs = [], [h]
     for t, (x_t, dt_t, B_t, C_t) in enumerate(
         zip(x.to(real).unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True)
@@ -196,32 +198,11 @@ def _of_channels(B: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     return B.repeat_interleave(d // B.shape[-2], -2) if d != B.shape[-2] else B
 
 
-# --- Packed sequences -------------------------------------------------------------------------
-
-
-def _number(seq_idx: Tensor, count: bool) -> tuple[Tensor, int]:
-    """Sequences numbered over all rows, (b, l), and how many there are (-1 unless it is to be counted)."""
-    b, l = seq_idx.shape
-    changes = (seq_idx[:, 1:] != seq_idx[:, :-1]).long().cumsum(1)
-    within = torch.cat([changes.new_zeros(b, min(l, 1)), changes], 1)
-    in_row = 1 + (within[:, -1] if l else within.new_zeros(b))
-    before = in_row.cumsum(0) - in_row
-    return within + before[:, None], int(in_row.sum()) if count else -1
-
-
-def _starts(sequence: Tensor) -> Tensor:
-    """(b, l), true where a sequence starts that is not its row's first."""
-    later = sequence[:, 1:] != sequence[:, :-1]
-    return torch.cat([later.new_zeros(len(later), min(1, sequence.shape[1])), later], 1)
-
-
 def _final(states: list[Tensor], sequence: Tensor | None, sequences: int) -> Tensor:
     """Of the states (l + 1 of (b, d, n)) those after the last step, or after every sequence's last."""
     if sequence is None or sequences < 0 or len(states) == 1:
         return states[-1]
-    later = _starts(sequence)[:, 1:]
-    last = torch.cat([later, later.new_ones(len(later), 1)], 1)
-    return torch.stack(states[1:], 1)[last]
+    return torch.stack(states[1:], 1)[packing.ends(sequence)]
 
 
 runtime.register(

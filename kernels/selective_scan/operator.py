@@ -19,7 +19,7 @@ CHUNK = 32  # steps from one state that is kept for the gradient to the next
 
 SCHEMA = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
-    "Tensor? initial_state, Tensor? sequence, int sequences, bool dt_softplus, bool zoh, bool keep"
+    "Tensor? initial_state, Tensor? sequence, SymInt sequences, bool dt_softplus, bool zoh, bool keep"
 )
 
 Scan = Callable[..., tuple[Tensor, ...]]

@@ -82,7 +82,7 @@ def selective_scan(
     one_of("b_disc", b_disc, tuple(RULES))
     real, dtype = _dtypes(x, A, D, dt_bias, initial_state)
     sequence = None if seq_idx is None else packing.number_over_all_rows(seq_idx)
-    sequences = packing.count(seq_idx) if seq_idx is not None and return_final_state else -1
+    sequences = (len(x) if seq_idx is None else packing.count(seq_idx)) if return_final_state else 0
     tensors = (
         x,
         dt,
@@ -200,8 +200,8 @@ def _of_channels(B: Tensor, d: int, dtype: torch.dtype) -> Tensor:
 
 def _final(states: list[Tensor], sequence: Tensor | None, sequences: int) -> Tensor:
     """Of the states (l + 1 of (b, d, n)) those after the last step, or after every sequence's last."""
-    if sequence is None or sequences < 0 or len(states) == 1:
-        return states[-1]
+    if sequence is None or sequences == 0 or len(states) == 1:
+        return states[-1][:sequences]
     return torch.stack(states[1:], 1)[packing.ends(sequence)]
 
 

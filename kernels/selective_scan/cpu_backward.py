@@ -249,7 +249,7 @@ def gradient(
         kept = scan(*arguments, sequences, dt_softplus, zoh, True)[2]
     given = read_arguments(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus)
     dy = as_array((torch.zeros_like(x) if upstream[0] is None else upstream[0]).to(A.dtype.to_real()))
-    dends, last = _of_final_states(upstream[1], A.new_zeros(b, d, n), sequence, sequences)
+    dends, last = _of_final_states(upstream[1], A.new_zeros(b, d, n), sequence)
     pieces, rows, blocks = share_out(given)
     parts = _parts(blocks, len(pieces) * len(rows))
     places = _Places(given, len(pieces), max(map(len, parts), default=0))
@@ -289,14 +289,14 @@ def _parts(blocks: list[Block], others: int) -> list[list[list[Block]]]:
 
 
 def _of_final_states(
-    dfinal: Tensor | None, nothing: Tensor, sequence: Tensor | None, sequences: int
+    dfinal: Tensor | None, nothing: Tensor, sequence: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gradients at the ends of all sequences (none if not asked for), and of the last one of each row."""
-    if dfinal is None or sequences < 0:
-        return as_array(nothing[:0]), as_array(nothing if dfinal is None else dfinal)
-    b = len(nothing)
-    in_rows = sequence is None or sequence.shape[1] == 0
-    return as_array(dfinal), as_array(dfinal[torch.arange(b) if in_rows else sequence[:, -1]])
+    if dfinal is None or len(dfinal) == 0:
+        return as_array(nothing[:0]), as_array(nothing)
+    if sequence is None or sequence.shape[1] == 0:
+        return as_array(nothing[:0]), as_array(dfinal)
+    return as_array(dfinal), as_array(dfinal[sequence[:, -1]])
 
 
 class _Places:

@@ -101,7 +101,8 @@ def scan(
     given = read_arguments(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus)
     y, y_array = empty((b, l, d), A.dtype.to_real())
     kept, kept_array = empty((b, -(-l // CHUNK) if keep else 0, n, d), A.dtype)
-    ends, ends_array = empty((max(sequences, 0), d, n), A.dtype)
+    packed = sequence is not None and l > 0 and sequences > 0
+    ends, ends_array = empty((sequences if packed else 0, d, n), A.dtype)
     first = np.zeros((b, d, n), given.rate.dtype) if initial_state is None else as_array(initial_state)
     pieces, rows, blocks = share_out(given)
 
@@ -119,7 +120,7 @@ def scan(
     decays = [decay(dt, A, dt_bias, sequence, dt_softplus, piece) for piece in pieces[:-1]]
     last = torch.from_numpy(run_pieces(entering_states(first, decays, run_pieces))[-1])
     y = y.to(x.dtype)
-    if sequences < 0:
-        return y, last, kept
-    ends[torch.arange(b) if sequence is None or l == 0 else sequence[:, -1]] = last
+    if not packed:
+        return y, last[:sequences], kept  # as many as there are rows, or none
+    ends[sequence[:, -1]] = last
     return y, ends, kept

@@ -2,8 +2,8 @@
 
 x, dt, z and y are (b, l, d), states (b, d, n), B and C (b, l, g, n) in g groups of channels, or (d, n) constant
 in time. `sequence` (b, l) numbers the packed sequences 0, 1, 2, ... over all rows, row by row: the state is
-reset where the number changes. `sequences` is how many final states are wanted: one for each of them, or -1
-for one a row.
+reset where the number changes. `sequences` is how many final states are wanted: one for each of them (without
+`sequence` one for each row), or 0.
 """
 
 from __future__ import annotations
@@ -47,5 +47,4 @@ def _empty(
     b, l, d = x.shape
     n = A.shape[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    final = A.new_empty((b if sequences < 0 else sequences, d, n))
-    return y, final, A.new_empty((b, (l + CHUNK - 1) // CHUNK if keep else 0, n, d))
+    return y, A.new_empty((sequences, d, n)), A.new_empty((b, (l + CHUNK - 1) // CHUNK if keep else 0, n, d))

@@ -106,6 +106,22 @@ def test_compiles_without_a_graph_break(op, compiler):
     assert_same(got, torch.autograd.grad(loss(inputs), list(inputs.values())), op, "gradient")
 
 
+@every_operator(lambda op: "seq_idx" in op.keywords() and op.label == "")
+def test_packed_sequences_with_their_states_compile(op):
+    """How many states there are depends on the data, which torch must be told that it may look at."""
+    torch.compiler.reset()
+    inputs = op.make(torch.float32, B, L)
+    marks = torch.tensor([[0, 0, 1, 1, 1], [4, 4, 2, 2, 4]])
+    function, options = op.function, op.options | {"seq_idx": marks}
+    with torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(
+            lambda inputs: function(**inputs, **options), fullgraph=True, backend="eager"
+        )
+        got = compiled(inputs)
+    assert len(got[1]) == 5
+    assert_same(got, function(**inputs, **options), op)
+
+
 @every_operator()
 def test_autocast_changes_nothing(op):
     inputs = op.make(torch.float32, B, L)

@@ -49,12 +49,12 @@ class Arguments:
         if value is None and optional:
             return
         if self.dtype is None:
-            self._tensor(name, value, FLOATING, "float16, bfloat16, float32 or float64")
-            self.dtype, self.device, self.first = value.dtype, value.device, name
+            tensor = self._tensor(name, value, FLOATING, "float16, bfloat16, float32 or float64")
+            self.dtype, self.device, self.first = tensor.dtype, tensor.device, name
         else:
             wanted = COMPLEX_OF[self.dtype] if is_complex else self.dtype
-            self._tensor(name, value, (wanted,), f"{wanted} to go with {self.first} ({self.dtype})")
-        self._shape(name, value, shapes)
+            tensor = self._tensor(name, value, (wanted,), f"{wanted} to go with {self.first} ({self.dtype})")
+        self._shape(name, tensor, shapes)
 
     def parameter(
         self, name: str, value: Any, *shapes: str, optional: bool = False, may_be_complex: bool = False
@@ -63,20 +63,20 @@ class Arguments:
         if value is None and optional:
             return
         expected = FLOATING + COMPLEX if may_be_complex else FLOATING
-        self._tensor(
+        tensor = self._tensor(
             name, value, expected, "a floating or complex one" if may_be_complex else "a floating one"
         )
-        self._shape(name, value, shapes)
+        self._shape(name, tensor, shapes)
 
     def integers(self, name: str, value: Any, *shapes: str, optional: bool = False) -> None:
         """seq_idx, ...: any integer dtype."""
         if value is None and optional:
             return
         integral = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-        self._tensor(name, value, integral, "an integer one")
-        self._shape(name, value, shapes)
+        tensor = self._tensor(name, value, integral, "an integer one")
+        self._shape(name, tensor, shapes)
 
-    def _tensor(self, name: str, value: Any, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
+    def _tensor(self, name: str, value: Any, dtypes: tuple[torch.dtype, ...], expected: str) -> Tensor:
         if not isinstance(value, Tensor):
             raise ValueError(f"{name}: got {type(value).__name__}, expected a torch tensor")
         if value.layout != torch.strided:
@@ -89,6 +89,7 @@ class Arguments:
             raise ValueError(
                 f"{name}: got a tensor on {value.device}, expected {self.first}'s device {self.device}"
             )
+        return value
 
     def _shape(self, name: str, value: Tensor, shapes: tuple[str, ...]) -> None:
         for shape in shapes:

@@ -183,7 +183,8 @@ def _step(
 def _step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> Tensor:
     if dt_bias is not None:
         dt = dt + dt_bias
-    return torch.nn.functional.softplus(dt) if dt_softplus else dt
+    # Beyond 40, softplus(x) is x in float64 too.
+    return torch.nn.functional.softplus(dt, threshold=40) if dt_softplus else dt
 
 
 def _skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:

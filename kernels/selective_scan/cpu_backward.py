@@ -22,7 +22,6 @@ from ssmcourse.kernels.selective_scan.cpu_jobs import (
     Given,
     Job,
     cut,
-    decay,
     entering_states,
     first_step,
     forget_the_smallest,
@@ -33,6 +32,7 @@ from ssmcourse.kernels.selective_scan.cpu_jobs import (
     read_kept,
     read_state,
     read_steps,
+    remains_of,
     share_out,
     starts,
     write_state,
@@ -268,8 +268,9 @@ def gradient(
         run(_one_part, jobs)
         return sent
 
-    decays = [decay(dt, A, dt_bias, sequence, dt_softplus, pieces[p]).conj() for p in order[:-1]]
-    sent = run_pieces(entering_states(last, decays, run_pieces))[-1]
+    back = A.conj()
+    remains = [remains_of(dt, back, dt_bias, sequence, dt_softplus, pieces[p]) for p in order[:-1]]
+    sent = run_pieces(entering_states(last, remains, run_pieces))[-1]
     return places.gradients((x, dt, A, B, C, D, z, dt_bias, initial_state), torch.from_numpy(sent))
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from ssmcourse.kernels.arrays import as_array, empty
 from ssmcourse.kernels.selective_scan.cpu_jobs import (
     Job,
-    decay,
     entering_states,
     forget_the_smallest,
     last_step,
@@ -22,6 +21,7 @@ from ssmcourse.kernels.selective_scan.cpu_jobs import (
     read_coefficients,
     read_state,
     read_steps,
+    remains_of,
     share_out,
     starts,
     write_kept,
@@ -117,8 +117,8 @@ def scan(
         run(_scan, jobs)
         return leaving
 
-    decays = [decay(dt, A, dt_bias, sequence, dt_softplus, piece) for piece in pieces[:-1]]
-    last = torch.from_numpy(run_pieces(entering_states(first, decays, run_pieces))[-1])
+    remains = [remains_of(dt, A, dt_bias, sequence, dt_softplus, piece) for piece in pieces[:-1]]
+    last = torch.from_numpy(run_pieces(entering_states(first, remains, run_pieces))[-1])
     y = y.to(x.dtype)
     if not packed:
         return y, last[:sequences], kept  # as many as there are rows, or none

@@ -32,6 +32,7 @@ PIECE_AT_LEAST = 8 * CHUNK  # steps
 
 Range = tuple[int, int]
 Block = tuple[Range, int]  # channels, and the group they are of
+Remains = Callable[[Tensor], Tensor]  # a state (b, d, n) -> what a piece of l leaves of it
 
 
 class Given(NamedTuple):
@@ -252,34 +253,39 @@ def cut(n: int, parts: int, at_least: int = 1, unit: int = 1) -> list[Range]:
 
 
 def entering_states(
-    first: np.ndarray, decays: list[np.ndarray], run_pieces: Callable[[list[np.ndarray]], list[np.ndarray]]
+    first: np.ndarray, remains: list[Remains], run_pieces: Callable[[list[np.ndarray]], list[np.ndarray]]
 ) -> list[np.ndarray]:
     """The state (b, d, n) that enters each piece.
 
     Args:
-        decays: what each piece leaves of a state, the last one's left out; in the order of passing through.
+        remains: what each piece leaves of a state, the last one's left out; in the order of passing through.
         run_pieces: states that enter the first pieces -> those that leave them.
     """
     states = [first]
-    if decays:
-        added = run_pieces([np.zeros_like(first)] * len(decays))
-        for decay, own in zip(decays, added, strict=True):
-            states.append(decay * states[-1] + own)
+    if remains:
+        added = run_pieces([np.zeros_like(first)] * len(remains))
+        for of, own in zip(remains, added, strict=True):  # by torch: NumPy would warn of infinity and NaN
+            states.append((of(torch.from_numpy(states[-1])) + torch.from_numpy(own)).numpy())
     return states
 
 
-def decay(
+def remains_of(
     dt: Tensor, A: Tensor, dt_bias: Tensor | None, sequence: Tensor | None, dt_softplus: bool, piece: Range
-) -> np.ndarray:
-    """exp(A * (sum of dt)) (b, d, n), what the steps of a piece leave of a state; 0 if a sequence starts there."""
+) -> Remains:
+    """h -> exp(A * (sum of dt)) h, what the steps of a piece leave of a state; nothing if a sequence starts there."""
     begin, end = piece
     steps = dt[:, begin:end].to(A.dtype.to_real())
     if dt_bias is not None:
         steps = steps + dt_bias
     if dt_softplus:
-        steps = torch.nn.functional.softplus(steps)
+        steps = torch.nn.functional.softplus(steps, threshold=40)
     left = torch.exp(steps.sum(1)[..., None] * A)
+    new = None
     if sequence is not None:
-        before = sequence[:, max(begin - 1, 0)]
-        left = torch.where((before == sequence[:, end - 1])[:, None, None], left, 0)
-    return left.numpy()
+        new = (sequence[:, max(begin - 1, 0)] != sequence[:, end - 1])[:, None, None]
+
+    def of(h: Tensor) -> Tensor:
+        kept = torch.where(h == 0, 0, left * h)  # where A > 0, `left` may be infinite
+        return kept if new is None else torch.where(new, 0, kept)  # not 0 * h: that keeps a NaN
+
+    return of

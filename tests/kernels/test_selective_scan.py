@@ -36,7 +36,7 @@ def by_steps(
     """The definition for each row alone; with seq_idx for each sequence alone."""
     (rows, l, d), n = x.shape, A.shape[1]
     delta = dt if dt_bias is None else dt + dt_bias
-    delta = torch.log1p(torch.exp(delta)) if dt_softplus else delta
+    delta = torch.log1p(torch.exp(-delta.abs())) + delta.clamp(min=0) if dt_softplus else delta
     channel = torch.arange(d)
 
     def of_step(M, i, t):
@@ -220,6 +220,15 @@ def test_the_limit_at_zero_is_exact(b_disc):
     assert mismatch(zoh[..., :3], euler[..., :3], terms=24) is None
 
 
+@pytest.mark.parametrize("dt", [-100.0, 19.0, 25.0, 39.0, 100.0])
+def test_softplus_to_the_last_digit(dt):
+    """torch's own becomes x at 20, where log(1 + e^x) is still 2e-9 more."""
+    inputs = make((1, 5, 3, 2), extras=())
+    inputs["A"] = inputs["A"] / 100
+    inputs["dt"] = inputs["dt"] + dt
+    finite_and_right(inputs, 10, dt_softplus=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_reset_forgets(backend):
     """dt A = -1e4 at one step, -0.01 at the others: what came before leaves no trace."""
@@ -319,6 +328,34 @@ def test_threads_share_the_work(shape, how):
     call = functools.partial(selective_scan, backend="cpu")
     alone = functools.partial(selective_scan, backend="reference")
     assert_agrees(call, alone, row.make(), terms=row.terms, **row.options)
+
+
+@pytest.mark.usefixtures("six_threads")
+def test_a_nan_stays_in_its_sequence():
+    """Pieces of l pass states on, and backward their gradients: neither over the start of a sequence."""
+    inputs = make((1, 1100, 3, 2), torch.float32, extras=("D",))
+    inputs["x"][0, 10, 1] = torch.nan
+    upstream = torch.ones(1, 1100, 3)
+    upstream[0, 1000, 1] = torch.nan
+    found = []
+    for backend in BACKENDS:
+        leaves = {k: t.clone().requires_grad_() for k, t in inputs.items()}
+        y = selective_scan(**leaves, dt_softplus=True, seq_idx=marks((300, 300, 500)), backend=backend)
+        gradients = torch.autograd.grad(y, list(leaves.values()), upstream)
+        found.append([t.isnan() for t in (y, *gradients)])
+    for reference, cpu in zip(*found, strict=True):
+        assert torch.equal(cpu, reference)
+
+
+@pytest.mark.usefixtures("six_threads")
+def test_nothing_that_grows_is_nothing():
+    """Over a piece exp(dt A) is infinite, and the state that enters it is 0."""
+    inputs = make((1, 1100, 3, 2), torch.float32, extras=())
+    inputs["A"], inputs["dt"] = torch.ones(3, 2), torch.ones(1, 1100, 3)
+    inputs["x"][:, :1090] = 0
+    got, expected = (selective_scan(**inputs, backend=backend) for backend in ("cpu", "reference"))
+    assert expected.isfinite().all()
+    assert mismatch(got, expected, terms=20) is None
 
 
 @pytest.mark.usefixtures("six_threads")

@@ -16,6 +16,7 @@ attention formulation), section 3; Dao & Gu 2024 (Mamba-2), eq. 3. Lesson 12.
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from ssmcourse.discretization import phi1
 from ssmcourse.duality import segsum
 from ssmcourse.kernels import runtime
 from ssmcourse.precision import without_autocast, working_dtype
-from ssmcourse.relatives import rglru_gates
+from ssmcourse.relatives import rglru_gates, wkv4_decay
 
 
 def semiseparable_matrix(
@@ -281,7 +282,7 @@ def conv1d_matrix(weight: Tensor, l: int) -> Tensor:
     """
     given = Arguments()
     given.parameter("weight", weight, "d w")
-    if not isinstance(l, int) or l < 0:
+    if isinstance(l, bool) or not isinstance(l, Integral) or l < 0:
         raise ValueError(f"l: got {l!r}, expected a length, 0 or more")
     return _toeplitz(pad(weight.flip(-1), (0, l - weight.shape[1])))
 
@@ -333,7 +334,7 @@ def wkv4_matrix(k: Tensor, w: Tensor, u: Tensor) -> Tensor:
     working = working_dtype(k, w, u)
     steps = torch.arange(k.shape[1], device=k.device)
     age = steps[:, None] - steps  # i - j
-    penalty = w.to(working).exp()[:, None, None] * (age - 1).clamp(min=0)  # (d, l, l)
+    penalty = wkv4_decay(w.to(working))[:, None, None] * (age - 1).clamp(min=0)  # (d, l, l)
     penalty = torch.where(age == 0, -u.to(working)[:, None, None], penalty).masked_fill(age < 0, torch.inf)
     return (k.to(working).mT[:, :, None] - penalty).softmax(-1).to(k.dtype)
 

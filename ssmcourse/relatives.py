@@ -109,7 +109,8 @@ def wkv4(
     Args:
         k: (b, l, d), keys of any size: weights are their exponentials, taken relative to the largest so far.
         v: (b, l, d), values.
-        w: (d,), of any floating dtype: a weight decays by exp(-exp(w)) a step.
+        w: (d,), of any floating dtype: a weight decays by exp(-exp(w)) a step; above 64 that is 0, and so is
+            the gradient of w.
         u: (d,), of any floating dtype: the bonus of the present step.
         initial_state: (b, 3, d): the numerator's sum, the denominator's sum and a maximum m, both sums
             divided by exp(m). It is how the paper's own code keeps its state.
@@ -140,9 +141,14 @@ def wkv4(
         state = initial_state.to(working)
     sums, top = state[:, :2], state[:, 2:].clamp(min=torch.finfo(working).min / 4)  # a finite -infinity
     run = runtime.choose("wkv4", backend, k.device.type)
-    decay = w.to(working).exp()
+    decay = wkv4_decay(w.to(working))
     y, state = run(k.to(working), v.to(working), decay, u.to(working), torch.cat([sums, top], 1))
     return (y.to(v.dtype), state) if return_final_state else y.to(v.dtype)
+
+
+def wkv4_decay(w: Tensor) -> Tensor:
+    """exp(w), what a step takes off a weight's logarithm; never infinity, whose product with 0 is NaN."""
+    return w.clamp(max=64).exp()
 
 
 def _wkv4_by_scans(k: Tensor, v: Tensor, decay: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,8 +188,7 @@ def _last_state(keys: Tensor, decay: Tensor, before: Tensor, sums: Tensor, scale
     The maximum is a part of this result, so here it has its gradient.
     """
     ages = torch.arange(keys.shape[1], -1, -1, device=keys.device)[:, None]
-    faded = ages * decay.clamp(max=1e30)  # not infinity: the latest key's age is 0
-    top = (torch.cat([before[:, None], keys], 1) - faded).amax(1)  # (b, d)
+    top = (torch.cat([before[:, None], keys], 1) - ages * decay).amax(1)  # (b, d)
     return torch.cat([sums * (scale - top).exp()[:, None], top[:, None]], 1)
 
 
@@ -228,7 +233,7 @@ def linear_attention(
     given.activation("k", k, "b l h n")
     given.activation("v", v, "b l h p")
     b, _, h, n = q.shape
-    rows = v.shape[3] + normalize
+    rows = v.shape[3] + bool(normalize)
     given.parameter("initial_state", initial_state, f"b h {rows} n", optional=True)
     working = working_dtype(q, initial_state)
     queries, keys, values = q.to(working), k.to(working), v.to(working)

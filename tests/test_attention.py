@@ -339,6 +339,17 @@ def test_the_rows_of_rwkv_and_of_linear_attention_sum_to_1():
     assert mismatch(N.sum(-1), torch.ones(2, 3, 50)) is None
 
 
+def test_a_decay_at_once_leaves_the_step_before():
+    """exp(100) is no float32, and 0 times infinity no weight."""
+    given = only(wkv4_inputs(1, 9, 3, torch.float32), "k", "u") | {"w": torch.full((3,), 100.0)}
+    given = {name: t.requires_grad_() for name, t in given.items()}
+    M = wkv4_matrix(**given)
+    assert torch.count_nonzero(M.tril(-2)) == 0
+    assert mismatch(M.sum(-1), torch.ones(1, 3, 9)) is None
+    gradients = torch.autograd.grad((M**2).sum(), list(given.values()))
+    assert all(g.isfinite().all() for g in gradients)
+
+
 def test_every_matrix_is_lower_triangular():
     for name, row in TABLE:
         call = MATRICES[name][0]
@@ -392,6 +403,7 @@ def test_the_entry_of_a_token_for_itself_and_the_gate_of_the_last_step_are_there
             "ssm_kernel",
         ),
         (conv1d_matrix, {"weight": random((3, 4), seed=1), "l": -1}, "l: got -1"),
+        (conv1d_matrix, {"weight": random((3, 4), seed=1), "l": True}, "l: got True"),
         (conv1d_matrix, {"weight": random((3,), seed=1), "l": 4}, "weight: got shape"),
         (kernel_matrix, {"kernel": [1.0, 2.0]}, "kernel: got list"),
         (wkv4_matrix, {"k": random((1, 5, 3), seed=1), "w": random((4,), seed=1), "u": None}, "w: got shape"),

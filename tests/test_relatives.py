@@ -278,6 +278,21 @@ def test_a_jump_of_keys_in_either_direction(backend):
         assert problem is None, f"w={w}: {problem}"
 
 
+@pytest.mark.parametrize("w", [20.0, 100.0, torch.inf])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_decay_at_once_has_finite_gradients(w, backend):
+    """exp(100) is no float32. A step sees its own value and the one before, and w changes nothing."""
+    inputs = wkv4_inputs(2, 70, 3, torch.float32, initial=False) | {"w": torch.full((3,), w)}
+    inputs = {name: t.requires_grad_() for name, t in inputs.items()}
+    y, state = wkv4(**inputs, return_final_state=True, backend=backend)
+    k, v, u = (inputs[name].double() for name in "kvu")
+    present = torch.sigmoid(u + k[:, 1:] - k[:, :-1])
+    assert mismatch(y[:, 1:], present * v[:, 1:] + (1 - present) * v[:, :-1], terms=4) is None
+    found = torch.autograd.grad(y.sum() + state.sum(), list(inputs.values()))
+    assert all(g.isfinite().all() for g in found)
+    assert torch.equal(found[list(inputs).index("w")], torch.zeros(3))
+
+
 def test_threads_share_the_channels():
     """More channels than a block, more steps than a chunk, against the reference."""
     inputs = {name: t.requires_grad_() for name, t in wkv4_inputs(2, 150, 300).items()}
@@ -326,6 +341,11 @@ def test_one_clear_line(call, inputs, line):
     with pytest.raises(ValueError, match=line) as error:
         call(**inputs)
     assert "expected" in str(error.value)
+
+
+def test_normalize_is_true_or_false():
+    inputs = linear_attention_inputs(2, 5, 3, initial=False)
+    assert torch.equal(linear_attention(**inputs, normalize=2), linear_attention(**inputs))
 
 
 def test_linear_attention_of_a_long_sequence_takes_memory_of_its_length():

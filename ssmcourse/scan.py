@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import ssmcourse
+from ssmcourse.arguments import Arguments
 from ssmcourse.kernels import runtime
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def linear_scan(
@@ -97,14 +96,10 @@ runtime.register(
 
 
 def _check(a: Tensor, b: Tensor, initial_state: Tensor | None) -> None:
-    given = {"b": b, "a": a} if initial_state is None else {"b": b, "a": a, "initial_state": initial_state}
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name}: got {type(tensor).__name__}, expected a torch tensor")
-        if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name}: got dtype {tensor.dtype}, expected a floating or complex one")
-        if tensor.device != b.device:
-            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected b's device {b.device}")
+    given = Arguments()
+    given.parameter("b", b, "...", may_be_complex=True)
+    given.parameter("a", a, "...", may_be_complex=True)
+    given.parameter("initial_state", initial_state, "...", may_be_complex=True, optional=True)
     if b.ndim < 2:
         raise ValueError(f"b: got shape {tuple(b.shape)}, expected (b, l, ...)")
     if a.ndim != b.ndim or any(m not in (1, n) for m, n in zip(a.shape, b.shape, strict=True)):

@@ -191,6 +191,10 @@ A, B, H = torch.ones(2, 5, 3), torch.ones(2, 5, 3), torch.ones(2, 3)
         ((A, B, 0.0), "initial_state: got float, expected a torch tensor"),
         ((A.int(), B), "a: got dtype torch.int32, expected a floating or complex one"),
         ((A, B > 0), "b: got dtype torch.bool, expected a floating or complex one"),
+        (
+            (A, B.to_sparse()),
+            "b: got a tensor of layout torch.sparse_coo, expected a dense (strided) one",
+        ),
         ((A.to("meta"), B), "a: got a tensor on meta, expected b's device cpu"),
         ((A[0, 0], B[0, 0]), "b: got shape (3,), expected (b, l, ...)"),
         ((A[..., 0], B), "a: got shape (2, 5), expected (2, 5, 3) as b, or 1 where a gate is shared"),

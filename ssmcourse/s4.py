@@ -96,8 +96,6 @@ def ssm_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, l: int) -> Tensor:
     """
     given = Arguments()
     given.parameter("A_bar", A_bar, "... n n", may_be_complex=True)
-    if A_bar.shape[-1] != A_bar.shape[-2]:
-        raise ValueError(f"A_bar: got shape {tuple(A_bar.shape)}, expected (..., n, n)")
     given.parameter("B_bar", B_bar, "... n", may_be_complex=True)
     given.parameter("C", C, "... n", may_be_complex=True)
     leading = _leading(A_bar, B_bar, C)

@@ -15,8 +15,7 @@ import torch
 from numba.extending import overload
 from torch import Tensor
 
-from ssmcourse.kernels import memory
-from ssmcourse.kernels.arrays import as_array, narrow, widen
+from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
 from ssmcourse.kernels.causal_conv1d import operator
 from ssmcourse.kernels.threads import native, run
 from ssmcourse.kernels.vector_math import sigmoid
@@ -253,7 +252,8 @@ def forward(
 ) -> Tensor:
     """y; all arguments as in operator.py, x not empty."""
     line, before, seq, taps, shift = _arrays(x, weight, bias, initial_state, seq_idx)
-    y, out = _new(x, line)
+    y, out = empty(x.shape, x.dtype)
+    out = _line(out)
     run(
         _forward,
         [
@@ -278,7 +278,8 @@ def gradient(
     (b, l, d), w = x.shape, weight.shape[1]
     line, before, seq, taps, shift = _arrays(x, weight, bias, initial_state, seq_idx)
     dy, dbefore = _line(as_array(upstream[0])), np.empty_like(before)
-    dx, dx_line = _new(x, line)
+    dx, dx_line = empty(x.shape, x.dtype)
+    dx_line = _line(dx_line)
     jobs = _plan(b, l, d)
     totals = np.zeros((len(jobs), w + 1, d))
     run(
@@ -332,12 +333,6 @@ def _arrays(
     )
     seq = np.zeros((0, 0), np.int64) if seq_idx is None else as_array(seq_idx)
     return _line(as_array(x)), before, seq, np.tile(taps, (1, at_once)), np.tile(shift, at_once)
-
-
-def _new(x: Tensor, line: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """A tensor like x, contiguous, and its memory as the kernels take it."""
-    out = memory.empty(line.shape, line.dtype)
-    return torch.from_numpy(out).view(x.dtype).view(x.shape), out
 
 
 def _line(array: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssmcourse import packing
 from ssmcourse.arguments import Arguments, one_of
 from ssmcourse.kernels import runtime
 from ssmcourse.precision import without_autocast, working_dtype
@@ -120,7 +121,9 @@ def causal_conv1d(
     before = (
         x.new_zeros(x.shape[0], w - 1, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
     )
-    return y, _last_inputs(x, before) if seq_idx is None else _last_of_each(x, before, seq_idx)
+    if seq_idx is None or x.shape[1] == 0:
+        return y, _last_inputs(x, before)
+    return y, _last_of_each(x, before, seq_idx)
 
 
 def causal_conv1d_update(
@@ -170,7 +173,7 @@ def _by_definition(
     (b, l, d), w = x.shape, weight.shape[1]
     before = weight.new_zeros(b, w - 1, d) if initial_state is None else initial_state
     known = torch.cat([before, x.to(weight.dtype)], 1)  # (b, w - 1 + l, d)
-    sequence = None if seq_idx is None else torch.nn.functional.pad(_numbered(seq_idx), (w - 1, 0))
+    sequence = None if seq_idx is None else torch.nn.functional.pad(packing.number(seq_idx), (w - 1, 0))
     value = torch.zeros_like(known[:, :l])
     for j in range(w):
         shifted = known[:, j : j + l]
@@ -185,12 +188,6 @@ def _activated(value: Tensor, silu: bool) -> Tensor:
     return value * torch.sigmoid(value) if silu else value
 
 
-def _numbered(seq_idx: Tensor) -> Tensor:
-    """0 for each row's first sequence, 1 for its second, and so on."""
-    changes = seq_idx[:, 1:] != seq_idx[:, :-1]
-    return torch.nn.functional.pad(changes.long().cumsum(1), (min(1, seq_idx.shape[1]), 0))
-
-
 def _last_inputs(x: Tensor, before: Tensor) -> Tensor:
     """The last w - 1 of (before, x)."""
     rows = before.shape[1]
@@ -200,10 +197,8 @@ def _last_inputs(x: Tensor, before: Tensor) -> Tensor:
 
 def _last_of_each(x: Tensor, before: Tensor, seq_idx: Tensor) -> Tensor:
     """The last w - 1 inputs of every sequence; zeros (or, in a row's first, `before`) where it is shorter."""
-    sequence = _numbered(seq_idx)
-    ends = torch.ones_like(sequence, dtype=torch.bool)
-    ends[:, :-1] = sequence[:, 1:] != sequence[:, :-1]
-    row, end = (n[:, None] for n in ends.nonzero(as_tuple=True))  # (s, 1)
+    sequence = packing.number(seq_idx)
+    row, end = (n[:, None] for n in packing.ends(seq_idx).nonzero(as_tuple=True))  # (s, 1)
     step = end + torch.arange(1 - before.shape[1], 1, device=x.device)  # (s, w - 1), negative: in `before`
     known = step.clamp(min=0)
     inputs = torch.where((step < 0)[..., None], before[row, step.clamp(max=-1)], x[row, known])

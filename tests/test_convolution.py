@@ -86,8 +86,10 @@ def test_nothing_in_nothing_out(shape, backend):
     assert torch.equal(last, state if l == 0 else last)
     assert last.shape == (b, 3, d)
     seq_idx = torch.zeros(b, l, dtype=torch.int64)
-    _, states = causal_conv1d(x, weight, seq_idx=seq_idx, return_final_state=True, backend=backend)
-    assert states.shape == (b if l else 0, 3, d)
+    options = {"initial_state": state, "seq_idx": seq_idx, "return_final_state": True, "backend": backend}
+    _, states = causal_conv1d(x, weight, **options)
+    assert states.shape == (b, 3, d)
+    assert torch.equal(states, state if l == 0 else states)  # a row without steps passes its state on
 
 
 @pytest.mark.parametrize("dtype", HALF_OR_MORE)

@@ -15,8 +15,6 @@ All three are matrices M(x) too: `rglru_matrix`, `wkv4_matrix` and `linear_atten
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
@@ -216,7 +214,7 @@ def linear_attention(
         eps: added to the divisor.
         initial_state: (b, h, p, n), the sum S so far, or with `normalize` (b, h, p + 1, n): z is its last row.
         return_final_state: also return that sum after the last step.
-        backend: as for `ssd`, which does the work: "cpu", "chunked", "reference", or "auto".
+        backend: as for `ssd`, which does the work.
     Returns:
         y (b, l, h, p) in v's dtype and, if asked for, the state, in float32 at least.
     Raises:
@@ -240,21 +238,23 @@ def linear_attention(
     if normalize:
         values = pad(values, (0, 1), value=1.0)  # a value of ones sums the weights
     state = queries.new_zeros(b, h, rows, n) if initial_state is None else initial_state.to(working)
-    run = runtime.choose("linear_attention", backend, q.device.type)
-    y, state = run(queries, keys, values, state)
+    # Mamba-2 with (C, B, x) = (q, k, v) and no decay, as its dual form has it.
+    step, rate = torch.ones_like(queries[..., 0]), queries.new_zeros(h)
+    y, state = ssd(
+        values,
+        step,
+        rate,
+        keys,
+        queries,
+        initial_state=state,
+        return_final_state=True,
+        backend=backend,
+    )
     if normalize:
         y = y[..., :-1] / (y[..., -1:] + eps)
     y = y.to(v.dtype)
     return (y, state) if return_final_state else y
 
 
-def _by_ssd(backend: str, q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """S_t q_t and the last S: Mamba-2 with (C, B, x) = (q, k, v) and no decay, as its dual form has it."""
-    step, rate = torch.ones_like(q[..., 0]), q.new_zeros(q.shape[2])
-    return ssd(v, step, rate, k, q, initial_state=state, return_final_state=True, backend=backend)
-
-
-runtime.register(
-    "linear_attention",
-    **{name: functools.partial(_by_ssd, name) for name in ("cpu", "chunked", "reference")},
-)
+# For `backends`; the call goes straight to `ssd`, which chooses.
+runtime.register("linear_attention", cpu=ssd, chunked=ssd, quadratic=ssd, recurrent=ssd, reference=ssd)

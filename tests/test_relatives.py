@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -341,6 +343,23 @@ def test_one_clear_line(call, inputs, line):
     with pytest.raises(ValueError, match=line) as error:
         call(**inputs)
     assert "expected" in str(error.value)
+
+
+COMPILED_FIRST = """
+import torch
+from ssmcourse import linear_attention
+
+q, v = torch.rand(2, 6, 2, 4), torch.rand(2, 6, 2, 3)
+got = torch.compile(linear_attention, fullgraph=True, backend="eager")(q, q, v)
+assert (got - linear_attention(q, q, v)).abs().max() < 1e-5
+"""
+
+
+@pytest.mark.slow
+def test_linear_attention_compiles_before_anything_was_called():
+    """What loads a backend at its first call must not be in the way of torch.compile."""
+    done = subprocess.run([sys.executable, "-c", COMPILED_FIRST], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_normalize_is_true_or_false():

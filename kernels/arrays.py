@@ -67,30 +67,65 @@ def _narrow(value, like):
     return lambda value, like: value
 
 
-_I16, _I32, _HALF, _FLOAT = ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
+_I16, _I32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+def _i32(number: int) -> ir.Constant:
+    return ir.Constant(_I32, number)
 
 
 @intrinsic
 def _from_bfloat16(typingctx, value):
     def emit(context, builder, signature, args):
-        wide = builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16))
+        wide = builder.shl(builder.zext(args[0], _I32), _i32(16))
         return builder.bitcast(wide, _FLOAT)
 
     return types.float32(types.uint16), emit
 
 
+# For float16 LLVM has instructions, but where the processor does not (x86 before F16C, or Numba told to compile
+# for any CPU) they become calls of functions that Numba does not have, and that aborts the process. So: arithmetic.
+
+
 @intrinsic
 def _from_float16(typingctx, value):
+    """The exponent moved from a bias of 15 to one of 127; what has none is a whole number of 2^-24."""
+
     def emit(context, builder, signature, args):
-        return builder.fpext(builder.bitcast(args[0], _HALF), _FLOAT)
+        bits = builder.zext(args[0], _I32)
+        sign = builder.shl(builder.and_(bits, _i32(0x8000)), _i32(16))
+        size = builder.and_(bits, _i32(0x7FFF))
+        normal = builder.add(builder.shl(size, _i32(13)), _i32((127 - 15) << 23))
+        special = builder.icmp_unsigned(">=", size, _i32(0x7C00))  # infinity and NaN
+        normal = builder.select(special, builder.or_(normal, _i32(0x7F800000)), normal)
+        small = builder.fmul(builder.uitofp(size, _FLOAT), ir.Constant(_FLOAT, 2.0**-24))
+        is_small = builder.icmp_unsigned("<", size, _i32(0x0400))
+        wide = builder.select(is_small, builder.bitcast(small, _I32), normal)
+        return builder.bitcast(builder.or_(wide, sign), _FLOAT)
 
     return types.float32(types.int16), emit
 
 
 @intrinsic
 def _to_float16(typingctx, value):
+    """As `_to_bfloat16`; below 2^-14 the sum with 1/2, whose last bit is 2^-24, does the rounding."""
+
     def emit(context, builder, signature, args):
-        return builder.bitcast(builder.fptrunc(args[0], _HALF), _I16)
+        bits = builder.bitcast(args[0], _I32)
+        sign = builder.and_(bits, _i32(0x80000000))
+        size = builder.xor(bits, sign)
+        odd = builder.and_(builder.lshr(size, _i32(13)), _i32(1))
+        moved = builder.add(builder.sub(size, _i32((127 - 15) << 23)), builder.add(odd, _i32(0xFFF)))
+        half = ir.Constant(_FLOAT, 0.5)
+        small = builder.bitcast(builder.fadd(builder.bitcast(size, _FLOAT), half), _I32)
+        small = builder.sub(small, builder.bitcast(half, _I32))
+        is_small = builder.icmp_unsigned("<", size, _i32((127 - 14) << 23))
+        found = builder.select(is_small, small, builder.lshr(moved, _i32(13)))
+        is_nan = builder.icmp_unsigned(">", size, _i32(0x7F800000))
+        special = builder.select(is_nan, _i32(0x7E00), _i32(0x7C00))
+        is_large = builder.icmp_unsigned(">=", size, _i32((127 + 16) << 23))
+        found = builder.select(is_large, special, found)
+        return builder.trunc(builder.or_(found, builder.lshr(sign, _i32(16))), _I16)
 
     return types.int16(types.float32), emit
 
@@ -101,11 +136,11 @@ def _to_bfloat16(typingctx, value):
 
     def emit(context, builder, signature, args):
         bits = builder.bitcast(args[0], _I32)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-        rounded = builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
+        odd = builder.and_(builder.lshr(bits, _i32(16)), _i32(1))
+        rounded = builder.add(bits, builder.add(odd, _i32(0x7FFF)))
         # Rounding could carry a NaN's bits over into those of a zero.
         is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        kept = builder.select(is_nan, ir.Constant(_I32, 0x7FC00000), rounded)
-        return builder.trunc(builder.lshr(kept, ir.Constant(_I32, 16)), _I16)
+        kept = builder.select(is_nan, _i32(0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(kept, _i32(16)), _I16)
 
     return types.uint16(types.float32), emit

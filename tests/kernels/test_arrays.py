@@ -1,5 +1,9 @@
 """Half types in a compiled kernel are the numbers that torch says they are."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +47,23 @@ def test_rounding_is_that_of_torch(dtype):
     _narrowed(numbers.numpy(), array)
     assert torch.equal(tensor.isnan(), numbers.isnan())
     assert torch.equal(tensor.nan_to_num(7), numbers.to(dtype).nan_to_num(7))
+
+
+def test_half_types_need_no_instructions_of_their_own():
+    """Compiled for any processor of the kind: a function of LLVM's that Numba lacks would abort the process."""
+    script = (
+        "import numpy as np; from ssmcourse.kernels.arrays import narrow, widen; import numba\n"
+        "@numba.njit\n"
+        "def there_and_back(source, target):\n"
+        "    for i in range(len(source)):\n"
+        "        target[i] = narrow(widen(source[i]), target[i])\n"
+        "for kind in (np.int16, np.uint16):\n"
+        "    source, target = np.arange(0x7C00).astype(kind), np.zeros(0x7C00, kind)\n"
+        "    there_and_back(source, target)\n"
+        "    assert np.array_equal(source, target)"
+    )
+    generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    subprocess.run([sys.executable, "-c", script], env=os.environ | generic, check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])

@@ -15,13 +15,14 @@ import torch
 from numba.extending import overload
 from torch import Tensor
 
-from ssmcourse.kernels.arrays import as_array, empty
+from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
 from ssmcourse.kernels.selective_scan.cpu_forward import scan
 from ssmcourse.kernels.selective_scan.cpu_jobs import (
     Block,
     Given,
     Job,
     cut,
+    dtype_of_activations,
     entering_states,
     first_step,
     forget_the_smallest,
@@ -146,15 +147,18 @@ def _through_gate(dy, z, y, twice, D, x, dz, dy_rows, dD, i, begin, end, lo):
         if z.size > 0:
             z_t, dz_t = z[i, begin + s, lo : lo + w], dz[i, begin + s, lo : lo + w]
             for k in range(w):
-                half = sigmoid(z_t[k])
-                dz_t[k] = dy_t[k] * (twice * y_s[k] + D[k] * x_s[k]) * half * (one + z_t[k] * (one - half))
-                ungated = dy_t[k] * z_t[k] * half
+                gate, upstream = widen(z_t[k]), widen(dy_t[k])
+                half = sigmoid(gate)
+                slope = half * (one + gate * (one - half))
+                dz_t[k] = narrow(upstream * (twice * y_s[k] + D[k] * x_s[k]) * slope, dz_t[k])
+                ungated = upstream * gate * half
                 dD[k] += ungated * x_s[k]
                 dy_s[k] = twice * ungated
         else:
             for k in range(w):
-                dD[k] += dy_t[k] * x_s[k]
-                dy_s[k] = twice * dy_t[k]
+                upstream = widen(dy_t[k])
+                dD[k] += upstream * x_s[k]
+                dy_s[k] = twice * upstream
 
 
 @inner
@@ -186,15 +190,15 @@ def _through_step_size(
         x_s, dt_s, dy_s, dx_s, dgate_s, direct_s = x[s], dt[s], dy[s], dx[s], dgate[s], direct[s]
         if from_softplus:
             for k in range(w):
-                dx_t[k] = dx_s[k] * dt_s[k] + skip[k] * dy_s[k]
-                ddt = (dgate_s[k] * log2 + direct_s[k] * x_s[k]) * sigmoid(dt_t[k] + bias[k])
-                ddt_t[k] = ddt
+                dx_t[k] = narrow(dx_s[k] * dt_s[k] + skip[k] * dy_s[k], dx_t[k])
+                ddt = (dgate_s[k] * log2 + direct_s[k] * x_s[k]) * sigmoid(widen(dt_t[k]) + bias[k])
+                ddt_t[k] = narrow(ddt, ddt_t[k])
                 ddt_bias[k] += ddt
         else:
             for k in range(w):
-                dx_t[k] = dx_s[k] * dt_s[k] + skip[k] * dy_s[k]
+                dx_t[k] = narrow(dx_s[k] * dt_s[k] + skip[k] * dy_s[k], dx_t[k])
                 ddt = dgate_s[k] * log2 + direct_s[k] * x_s[k]
-                ddt_t[k] = ddt
+                ddt_t[k] = narrow(ddt, ddt_t[k])
                 ddt_bias[k] += ddt
 
 
@@ -248,11 +252,13 @@ def gradient(
         arguments = (x, dt, A, B, C, D, z, dt_bias, initial_state, sequence)
         kept = scan(*arguments, sequences, dt_softplus, zoh, True)[2]
     given = read_arguments(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus)
-    dy = as_array((torch.zeros_like(x) if upstream[0] is None else upstream[0]).to(A.dtype.to_real()))
+    dy = as_array(
+        (torch.zeros_like(x) if upstream[0] is None else upstream[0]).to(dtype_of_activations(x, A))
+    )
     dends, last = _of_final_states(upstream[1], A.new_zeros(b, d, n), sequence)
     pieces, rows, blocks = share_out(given)
     parts = _parts(blocks, len(pieces) * len(rows))
-    places = _Places(given, len(pieces), max(map(len, parts), default=0))
+    places = _Places(given, dtype_of_activations(x, A), len(pieces), max(map(len, parts), default=0))
     order = range(len(pieces))[::-1]
 
     def run_pieces(arriving: list[np.ndarray]) -> list[np.ndarray]:
@@ -303,10 +309,9 @@ def _of_final_states(
 class _Places:
     """Arrays for the gradients; what several jobs add to has a copy for each of them."""
 
-    def __init__(self, given: Given, pieces: int, parts: int) -> None:
+    def __init__(self, given: Given, stored: torch.dtype, pieces: int, parts: int) -> None:
         b, n, d = len(given.x), *given.rate.shape
-        real = torch.from_numpy(given.dt_bias).dtype
-        activations = [empty(array.shape, real) for array in (given.x, given.dt, given.z)]
+        activations = [empty(array.shape, stored) for array in (given.x, given.dt, given.z)]
         (self.dx, _), (self.ddt, _), (self.dz, _) = activations
         self.activations = [array for _, array in activations]
         self.dA = np.empty((pieces, b, n, d), given.rate.dtype)
@@ -321,7 +326,9 @@ class _Places:
     def _for_coefficients(given: Given, B: np.ndarray, copies: int) -> np.ndarray:
         """(copies, b, l, g, n)"""
         _, l, g, n = B.shape
-        return np.empty((copies, len(given.x), l, groups(given) if given.rows is None else g, n), B.dtype)
+        return np.empty(
+            (copies, len(given.x), l, groups(given) if given.rows is None else g, n), given.rate.dtype
+        )
 
     def restart(self) -> None:
         """Rows are added to what is there; numbers are written first."""

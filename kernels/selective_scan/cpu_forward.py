@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmcourse.kernels.arrays import as_array, empty
+from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
 from ssmcourse.kernels.selective_scan.cpu_jobs import (
     Job,
+    dtype_of_activations,
     entering_states,
     forget_the_smallest,
     last_step,
@@ -85,10 +86,11 @@ def _write_steps(y_rows, twice, D, x, z, y, i, begin, end, lo):
         if z.size > 0:
             z_t = z[i, begin + s, lo : lo + x.shape[1]]
             for k in range(x_s.size):
-                y_t[k] = (twice * y_s[k] + D[k] * x_s[k]) * z_t[k] * sigmoid(z_t[k])
+                gate = widen(z_t[k])
+                y_t[k] = narrow((twice * y_s[k] + D[k] * x_s[k]) * gate * sigmoid(gate), y_t[k])
         else:
             for k in range(x_s.size):
-                y_t[k] = twice * y_s[k] + D[k] * x_s[k]
+                y_t[k] = narrow(twice * y_s[k] + D[k] * x_s[k], y_t[k])
 
 
 def scan(
@@ -99,7 +101,7 @@ def scan(
     """y, the final states, and the states kept for the gradient, (b, chunks, n, d)."""
     (b, l, d), n = x.shape, A.shape[1]
     given = read_arguments(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus)
-    y, y_array = empty((b, l, d), A.dtype.to_real())
+    y, y_array = empty((b, l, d), dtype_of_activations(x, A))
     kept, kept_array = empty((b, -(-l // CHUNK) if keep else 0, n, d), A.dtype)
     packed = sequence is not None and l > 0 and sequences > 0
     ends, ends_array = empty((sequences if packed else 0, d, n), A.dtype)

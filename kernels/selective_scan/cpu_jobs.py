@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from ssmcourse.kernels.arrays import as_array
+from ssmcourse.kernels.arrays import as_array, widen
 from ssmcourse.kernels.selective_scan.cpu_steps import LOG2, apart, inner
 from ssmcourse.kernels.selective_scan.operator import CHUNK
 from ssmcourse.kernels.vector_math import softplus
@@ -36,7 +36,8 @@ Remains = Callable[[Tensor], Tensor]  # a state (b, d, n) -> what a piece of l l
 
 
 class Given(NamedTuple):
-    """The arguments as the kernels read them: all of the dtype computed in; of z and sequence size 0 if absent."""
+    """The arguments as the kernels read them: of the dtype computed in, activations perhaps of a half type beside
+    float32; of z and sequence size 0 if absent."""
 
     x: np.ndarray  # (b, l, d); dt and z too
     dt: np.ndarray
@@ -67,20 +68,21 @@ def read_arguments(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, sequence: Tensor | None, dt_softplus: bool,
 ) -> Given:  # fmt: skip
-    """The tensors as arrays, without a copy where they are contiguous and of the dtype computed in."""
-    real, d = A.dtype.to_real(), x.shape[2]
+    """The tensors as arrays, without a copy where they are contiguous and of the dtype computed in or half types."""
+    d, stored = x.shape[2], dtype_of_activations(x, A)
+    of_B = A.dtype if A.is_complex() else stored
     rate = as_array(A.T / LOG2)
-    zeros = np.zeros(d, rate.real.dtype)
+    zeros, x_array = np.zeros(d, rate.real.dtype), as_array(x.to(stored))
     as_rows = any(M.ndim == 2 or M.shape[2] * 16 > d > M.shape[2] > 1 for M in (B, C))
     return Given(
-        x=as_array(x.to(real)),
-        dt=as_array(dt.to(real)),
-        B=as_array((B[None, None] if B.ndim == 2 else B).to(A.dtype)),
-        C=as_array((C[None, None] if C.ndim == 2 else C).to(A.dtype)),
+        x=x_array,
+        dt=as_array(dt.to(stored)),
+        B=as_array((B[None, None] if B.ndim == 2 else B).to(of_B)),
+        C=as_array((C[None, None] if C.ndim == 2 else C).to(of_B)),
         B_moves=B.ndim == 4,
         C_moves=C.ndim == 4,
         rows=1 if as_rows else None,
-        z=np.empty((0, 0, 0), zeros.dtype) if z is None else as_array(z.to(real)),
+        z=np.empty((0, 0, 0), x_array.dtype) if z is None else as_array(z.to(stored)),
         rate=rate,
         D=zeros if D is None else as_array(D),
         dt_bias=zeros if dt_bias is None else as_array(dt_bias),
@@ -88,6 +90,12 @@ def read_arguments(
         softplus=dt_softplus,
         twice=zeros.dtype.type(2 if A.is_complex() else 1),
     )
+
+
+def dtype_of_activations(x: Tensor, A: Tensor) -> torch.dtype:
+    """What x, dt, z, y and their gradients are in memory: half types beside float32 are converted in the kernel."""
+    real = A.dtype.to_real()
+    return x.dtype if real == torch.float32 else real
 
 
 # --- Reading and writing in a kernel ------------------------------------------------------------
@@ -126,13 +134,13 @@ def read_steps(x_all, dt_all, i, begin, end, lo, bias, to_positive, x, dt, u):
         x_s, dt_s, u_s = x[s], dt[s], u[s]
         if to_positive:
             for k in range(bias.size):
-                x_s[k] = x_t[k]
-                dt_s[k] = softplus(dt_t[k] + bias[k])
+                x_s[k] = widen(x_t[k])
+                dt_s[k] = softplus(widen(dt_t[k]) + bias[k])
                 u_s[k] = x_s[k] * dt_s[k]
         else:
             for k in range(bias.size):
-                x_s[k] = x_t[k]
-                dt_s[k] = dt_t[k] + bias[k]
+                x_s[k] = widen(x_t[k])
+                dt_s[k] = widen(dt_t[k]) + bias[k]
                 u_s[k] = x_s[k] * dt_s[k]
 
 
@@ -205,7 +213,7 @@ def _read_coefficients(B, i, begin, end, lo, group, d, now):
         for s in range(end - begin):
             B_t, now_s = B[i, begin + s, min(group, B.shape[2] - 1)], now[s]
             for j in range(now_s.size):
-                now_s[j] = B_t[j]
+                now_s[j] = widen(B_t[j])
 
     def read_rows(B, i, begin, end, lo, group, d, now):
         each = d // B.shape[2]
@@ -213,7 +221,7 @@ def _read_coefficients(B, i, begin, end, lo, group, d, now):
             for k in range(now.shape[2]):
                 B_k = B[i, begin + s, (lo + k) // each]
                 for j in range(now.shape[1]):
-                    now[s, j, k] = B_k[j]
+                    now[s, j, k] = widen(B_k[j])
 
     return read_numbers if now.ndim == 2 else read_rows
 

@@ -39,16 +39,14 @@ from ssmcourse.kernels.selective_scan.cpu_jobs import (
     write_state,
 )
 from ssmcourse.kernels.selective_scan.cpu_steps import (
-    LOG2,
     advance_and_keep,
     apart,
-    inner,
     read_out,
     retreat,
 )
 from ssmcourse.kernels.selective_scan.operator import CHUNK
 from ssmcourse.kernels.threads import native, run
-from ssmcourse.kernels.vector_math import sigmoid
+from ssmcourse.kernels.vector_math import LOG2, inner, sigmoid
 
 
 class Found(NamedTuple):
@@ -71,12 +69,8 @@ def _gradient(given, zoh, dy, dends, arriving, kept, found, sent, job, first):
     `first`: this block is the first of its part of the channels, so there are no sums to add to.
     """
     (lo, hi), (begin, end), group = job.channels, job.steps, job.group
-    x_all, dt_all, z, sequence = (
-        given.x,
-        given.dt,
-        given.z,
-        given.sequence,
-    )  # a field costs more than a variable
+    # A field costs more than a variable.
+    x_all, dt_all, z, sequence = given.x, given.dt, given.z, given.sequence
     B_all, C_all, B_moves, C_moves, d = given.B, given.C, given.B_moves, given.C_moves, given.x.shape[2]
     rate, bias, D = given.rate[:, lo:hi].copy(), given.dt_bias[lo:hi], given.D[lo:hi]
     to_positive, twice, skip = given.softplus, given.twice, D / given.twice  # twice dy meets half of D

@@ -28,22 +28,18 @@ from ssmcourse.kernels.selective_scan.cpu_jobs import (
     write_kept,
     write_state,
 )
-from ssmcourse.kernels.selective_scan.cpu_steps import advance, apart, inner
+from ssmcourse.kernels.selective_scan.cpu_steps import advance, apart
 from ssmcourse.kernels.selective_scan.operator import CHUNK
 from ssmcourse.kernels.threads import native, run
-from ssmcourse.kernels.vector_math import sigmoid
+from ssmcourse.kernels.vector_math import inner, sigmoid
 
 
 @native
 def _scan(given, zoh, entering, y, leaving, ends, kept, job):
     """y, the states after the job's steps (leaving), after each sequence that ends within (ends), and kept."""
     (lo, hi), (begin, end), group = job.channels, job.steps, job.group
-    x_all, dt_all, z, sequence = (
-        given.x,
-        given.dt,
-        given.z,
-        given.sequence,
-    )  # a field costs more than a variable
+    # A field costs more than a variable.
+    x_all, dt_all, z, sequence = given.x, given.dt, given.z, given.sequence
     B_all, C_all, B_moves, C_moves, d = given.B, given.C, given.B_moves, given.C_moves, given.x.shape[2]
     rate, bias, D = given.rate[:, lo:hi].copy(), given.dt_bias[lo:hi], given.D[lo:hi]
     to_positive, twice = given.softplus, given.twice

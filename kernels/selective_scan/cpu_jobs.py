@@ -21,9 +21,9 @@ from numba.extending import overload
 from torch import Tensor
 
 from ssmcourse.kernels.arrays import as_array, widen
-from ssmcourse.kernels.selective_scan.cpu_steps import LOG2, apart, inner
+from ssmcourse.kernels.selective_scan.cpu_steps import apart
 from ssmcourse.kernels.selective_scan.operator import CHUNK
-from ssmcourse.kernels.vector_math import softplus
+from ssmcourse.kernels.vector_math import LOG2, inner, softplus
 
 BLOCK = 256  # channels at most
 BLOCK_STATES = 4096  # n of each channel; with more, states and rates leave the first level of cache

@@ -22,27 +22,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ssmcourse.kernels.vector_math import INLINED, exp
-
-# The sums over channels may be taken in any order, or they could not be SIMD. NaN and infinity are kept.
-summing = numba.njit(
-    fastmath={"contract", "reassoc"},
-    error_model="numpy",
-    nogil=True,
-    no_cpython_wrapper=True,
-    no_cfunc_wrapper=True,
-)
-inner = numba.njit(
-    fastmath={"contract"}, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
-
-LOG2 = math.log(2)
+from ssmcourse.kernels.vector_math import INLINED, LOG2, exp2, inner, summing
 
 
 @intrinsic
@@ -195,12 +180,7 @@ def _gather(gradient, k, value):
     return into_row
 
 
-# --- 2^e and what zero-order hold makes of it -----------------------------------------------------
-
-
-def exp2(e: Any) -> Any:
-    """2^e: relative error 2e-7 (float32; 0 below 2^-126.5), 3e-16 + 1e-16 |e| (float64); complex by cos and sin."""
-    raise NotImplementedError("only compiled code calls this")
+# --- What zero-order hold makes of 2^e ------------------------------------------------------------
 
 
 def share(e: Any, gate: Any) -> Any:
@@ -211,53 +191,6 @@ def share(e: Any, gate: Any) -> Any:
 def share_slope(e: Any, gate: Any, share: Any) -> Any:
     """The derivative of that: (gate - share) / z."""
     raise NotImplementedError("only compiled code calls this")
-
-
-f4 = np.float32
-ROUNDER = f4(1.5 * 2**23 + 127)  # a float of this size has no room for a fraction; 127 is the exponent's bias
-
-
-@intrinsic
-def _power_of_two(typingctx, shifted):
-    """2^k for `shifted` = k + ROUNDER, whose lowest bits are k + 127: they become the exponent."""
-
-    def emit(context, builder, signature, args):
-        bits = builder.bitcast(args[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(bits, ir.Constant(ir.IntType(32), 23)), ir.FloatType())
-
-    return types.float32(types.float32), emit
-
-
-@inner
-def _exp2_32(e):
-    """2^k times a polynomial in the fraction that is left, fitted for the least relative error.
-
-    It is 1 at 0, exactly: a gate of 1 + 1e-7 would grow a memory of 65,536 steps by a hundredth.
-    """
-    e = f4(-127) if e < f4(-127) else e  # 2^-127 comes out as 0; NaN is not less, and stays
-    e = f4(128) if e > f4(128) else e  # infinity
-    shifted = e + ROUNDER
-    r = e - (shifted - ROUNDER)
-    p = f4(0.001326472749)
-    p = p * r + f4(0.009671512642)
-    p = p * r + f4(0.055507337423)
-    p = p * r + f4(0.240222420854)
-    p = p * r + f4(0.693146977600)
-    p = p * r + f4(1)
-    return p * _power_of_two(shifted)
-
-
-@inner
-def _exp2_complex(e):
-    angle = e.imag * LOG2
-    return exp2(e.real) * complex(math.cos(angle), math.sin(angle))
-
-
-@overload(exp2, jit_options=INLINED)
-def _exp2(e):
-    if isinstance(e, types.Complex):
-        return lambda e: _exp2_complex(e)
-    return (lambda e: exp(e * LOG2)) if e == types.float64 else (lambda e: _exp2_32(e))
 
 
 def _near_zero(real: type) -> tuple[Any, Any]:

@@ -19,23 +19,18 @@ the gradient of the loss by it. All buffers are TILE or a multiple of PAD wide; 
 
 from __future__ import annotations
 
-import numba
-
 from ssmcourse.kernels.ssd.products import A_LOWER, ALL, AS_IS, TRANSPOSED, multiply
 from ssmcourse.kernels.threads import native
-from ssmcourse.kernels.vector_math import exp, sigmoid
+from ssmcourse.kernels.vector_math import exp, inner, sigmoid, summing
 
 TILE = 64
-
-# A sum may be taken in any order, which makes it SIMD. NaN and infinity still come through.
-summing = numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy", nogil=True)
 
 
 # --- Between the operator's arrays and the tile's -------------------------------------------------
 # `row` and `head` (or a group) choose from x (b, l, h, p) the part (l, p), from dt (b, l, h) the part (l,).
 
 
-@native
+@inner
 def load(source, row, head, begin, q, out):
     for j in range(q):
         values, to = source[row, begin + j, head], out[j]
@@ -43,13 +38,13 @@ def load(source, row, head, begin, q, out):
             to[k] = values[k]
 
 
-@native
+@inner
 def load_steps(source, row, head, begin, q, out):
     for j in range(q):
         out[j] = source[row, begin + j, head]
 
 
-@native
+@inner
 def copy(matrix, rows, cols, out):
     for j in range(rows):
         row, to = matrix[j], out[j]
@@ -57,7 +52,7 @@ def copy(matrix, rows, cols, out):
             to[k] = row[k]
 
 
-@native
+@inner
 def clear(matrix):
     for j in range(matrix.shape[0]):
         row = matrix[j]
@@ -75,7 +70,7 @@ def flush(matrix):
             row[k] = matrix.dtype.type(0) if abs(row[k]) < tiny else row[k]
 
 
-@native
+@inner
 def transpose(matrix, rows, cols, out):
     for k in range(cols):
         to = out[k]
@@ -83,7 +78,7 @@ def transpose(matrix, rows, cols, out):
             to[j] = matrix[j, k]
 
 
-@native
+@inner
 def scale_rows(matrix, factors, q):
     for j in range(q):
         values, factor = matrix[j], factors[j]
@@ -91,7 +86,7 @@ def scale_rows(matrix, factors, q):
             values[k] *= factor
 
 
-@native
+@inner
 def scale_columns(matrix, factors, q, rows):
     for k in range(rows):
         values = matrix[k]
@@ -99,13 +94,13 @@ def scale_columns(matrix, factors, q, rows):
             values[j] *= factors[j]
 
 
-@native
+@inner
 def store_steps(values, row, head, begin, q, out):
     for j in range(q):
         out[row, begin + j, head] = values[j]
 
 
-@native
+@inner
 def store_transposed(values, q, n, part, row, begin, group, out):
     """Columns 0 to q of values (n, TILE) as the steps from `begin` on of out (parts, b, l, g, n)."""
     for j in range(q):
@@ -114,7 +109,7 @@ def store_transposed(values, q, n, part, row, begin, group, out):
             to[k] = values[k, j]
 
 
-@native
+@inner
 def edges(log_a, from_start, to_end, q):
     """e and w."""
     from_start[0] = log_a[0]
@@ -127,7 +122,7 @@ def edges(log_a, from_start, to_end, q):
     _exponentials(to_end, q)
 
 
-@native
+@inner
 def mask(log_a, G, sums, L, M, q):
     """L and M, below their diagonals and on them; `sums` is room for TILE numbers."""
     sums[:] = 0
@@ -135,13 +130,13 @@ def mask(log_a, G, sums, L, M, q):
         _mask_row(log_a[i], G[i], sums, L[i], M[i], i)
 
 
-@native
+@inner
 def _exponentials(values, q):
     for j in range(q):
         values[j] = exp(values[j])
 
 
-@native
+@inner
 def _mask_row(step, G_i, sums, L_i, M_i, i):
     """Row i, from the sums of the row above. A diagonal of ones: no step lies between i and i."""
     for j in range(i):
@@ -152,7 +147,7 @@ def _mask_row(step, G_i, sums, L_i, M_i, i):
     M_i[i] = G_i[i]
 
 
-@native
+@inner
 def finish(Y, x, D, z, gated, row, head, begin, q, y):
     """y = Y + D x, times silu(z) where `gated`."""
     for j in range(q):
@@ -163,13 +158,13 @@ def finish(Y, x, D, z, gated, row, head, begin, q, y):
             _with_skip(Y[j], x[row, t, head], D[head], y[row, t, head])
 
 
-@native
+@inner
 def _with_skip(Y, x, D, y):
     for k in range(y.shape[0]):
         y[k] = Y[k] + D[k] * x[k]
 
 
-@native
+@inner
 def _gated(Y, x, D, z, y):
     for k in range(y.shape[0]):
         gate = z[k]
@@ -179,7 +174,7 @@ def _gated(Y, x, D, z, y):
 # --- Forward --------------------------------------------------------------------------------------
 
 
-@native
+@inner
 def outputs(C, state, enters, from_start, M, xbar, Y, q, n, p):
     """Y (q, p), without D and z. A state that does not enter is zero."""
     if enters:
@@ -190,7 +185,7 @@ def outputs(C, state, enters, from_start, M, xbar, Y, q, n, p):
         multiply(M, AS_IS, xbar, Y, q, p, q, 0.0, A_LOWER)
 
 
-@native
+@inner
 def advance(state, B, xbar, from_start, to_end, enters, q, n, p):
     """The state after the tile, in place. xbar is scaled in place too."""
     scale_rows(xbar, to_end, q)
@@ -201,7 +196,7 @@ def advance(state, B, xbar, from_start, to_end, enters, q, n, p):
 # --- Gradient -------------------------------------------------------------------------------------
 
 
-@native
+@inner
 def undo_gate(dY, Y, x, D, z, row, head, begin, q, dz):
     """dz, and dY before the gate in place of that behind it; Y as `outputs` gave it."""
     for j in range(q):
@@ -209,7 +204,7 @@ def undo_gate(dY, Y, x, D, z, row, head, begin, q, dz):
         _undo_gate(dY[j], Y[j], x[row, t, head], D[head], z[row, t, head], dz[row, t, head])
 
 
-@native
+@inner
 def _undo_gate(dY, Y, x, D, z, dz):
     for k in range(dz.shape[0]):
         gate = z[k]
@@ -245,7 +240,7 @@ def through_mask(dM, L, M, sums, dG, dlog_a, q):
         dlog_a[i] = total
 
 
-@native
+@inner
 def through_entry(E, C_T, from_start, dfrom_start, dC_T, q, n):
     """For E = S dYᵀ (n, q): dCᵀ += e E, and the gradient of log e."""
     dfrom_start[:] = 0
@@ -258,7 +253,7 @@ def through_entry(E, C_T, from_start, dfrom_start, dC_T, q, n):
 
 
 @summing
-def inner(a, b, rows, cols):
+def dot(a, b, rows, cols):
     total = a.dtype.type(0)
     for j in range(rows):
         a_j, b_j = a[j], b[j]
@@ -267,7 +262,7 @@ def inner(a, b, rows, cols):
     return total
 
 
-@native
+@inner
 def sum_stretches(dlog_a, dfrom_start, dto_end, dwhole, q):
     """dlog_a += a step's share in the decays from the start (to it or beyond), to the end (from before it), of all."""
     behind = dwhole

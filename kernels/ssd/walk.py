@@ -27,11 +27,11 @@ from ssmcourse.kernels.ssd.tiles import (
     advance,
     clear,
     copy,
+    dot,
     edges,
     finish,
     finish_inputs,
     flush,
-    inner,
     load,
     load_steps,
     mask,
@@ -48,6 +48,7 @@ from ssmcourse.kernels.ssd.tiles import (
     undo_gate,
 )
 from ssmcourse.kernels.threads import native
+from ssmcourse.kernels.vector_math import inner
 
 SPAN = 16 * TILE
 
@@ -112,7 +113,7 @@ def forward(inputs, gated, y, kept, final, tiles, row, group, first, stop, w):
                 transpose(state, n, p, final[slot, h])
 
 
-@native
+@inner
 def _open(inputs, w, row, group, begin, q):
     """B, C and C Bᵀ of a tile, for all heads of the group."""
     n = inputs.B.shape[3]
@@ -122,7 +123,7 @@ def _open(inputs, w, row, group, begin, q):
     multiply(w.C, AS_IS, w.B_T, w.G, q, q, n, 0.0, OUT_LOWER)
 
 
-@native
+@inner
 def _open_head(inputs, w, row, h, begin, q):
     """xbar and the decays to the tile's edges."""
     load_steps(inputs.dt, row, h, begin, q, w.steps)
@@ -163,7 +164,7 @@ def gradient(dy, dfinal, inputs, gated, kept, d, tiles, spans, row, group, first
         transpose(w.states[h - first], n, p, d.initial[row, h])
 
 
-@native
+@inner
 def _enter(inputs, kept, inside, row, group, first, stop, w):
     """The states that entered the tiles of a span, computed again into `w.entered`."""
     n, p = inputs.B.shape[3], inputs.x.shape[3]
@@ -188,7 +189,7 @@ def _enter(inputs, kept, inside, row, group, first, stop, w):
             advance(after, w.B, w.xbar, w.from_start, w.to_end, enters, q, n, p)
 
 
-@native
+@inner
 def _head_gradient(dy, inputs, gated, d, S, dS, enters, leaves, row, h, begin, q, w):
     """One head of one tile. dS, by the last state, becomes that by the state that entered."""
     n, p = inputs.B.shape[3], inputs.x.shape[3]
@@ -207,7 +208,7 @@ def _head_gradient(dy, inputs, gated, d, S, dS, enters, leaves, row, h, begin, q
         multiply(w.B, AS_IS, dS, w.dX, q, p, n, 0.0, ALL)
         through_state(w.dX, w.xbar, w.to_end, w.dto_end, q, p)
         if enters:
-            dwhole = w.from_start[q - 1] * inner(dS, S, n, p)
+            dwhole = w.from_start[q - 1] * dot(dS, S, n, p)
     multiply(w.M, TRANSPOSED, w.dY, w.dX, q, p, q, 1.0 if leaves else 0.0, A_UPPER)
     multiply(w.dY, AS_IS, w.xbar_T, w.dM, q, q, p, 0.0, OUT_LOWER)
     through_mask(w.dM, w.L, w.M, w.sums, w.dG, w.dlog_a, q)
@@ -227,7 +228,7 @@ def _head_gradient(dy, inputs, gated, d, S, dS, enters, leaves, row, h, begin, q
         flush(dS)
 
 
-@native
+@inner
 def _close(w, q, n):
     """What C Bᵀ, of all heads together, adds to the gradients of B and C."""
     transpose(w.dG, q, q, w.dG_T)

@@ -9,13 +9,19 @@ import pytest
 
 from ssmcourse.kernels import vector_math
 from ssmcourse.kernels.threads import native
-from ssmcourse.kernels.vector_math import exp, expm1, sigmoid, softplus
+from ssmcourse.kernels.vector_math import exp, exp2, expm1, sigmoid, softplus
 
 
 @native
 def _exp(x, y):
     for i in range(len(x)):
         y[i] = exp(x[i])
+
+
+@native
+def _exp2(x, y):
+    for i in range(len(x)):
+        y[i] = exp2(x[i])
 
 
 @native
@@ -39,6 +45,7 @@ def _sigmoid(x, y):
 # name: the kernel, the true function, the relative error promised for float32 and float64
 FUNCTIONS = {
     "exp": (_exp, mpmath.exp, 2e-7, 1e-15),
+    "exp2": (_exp2, lambda x: mpmath.power(2, x), 2e-7, 1e-13),
     "expm1": (_expm1, mpmath.expm1, 3e-7, 4e-15),
     "softplus": (_softplus, lambda x: mpmath.log1p(mpmath.exp(x)), 4e-7, 2e-15),
     "sigmoid": (_sigmoid, lambda x: 1 / (1 + mpmath.exp(-x)), 4e-7, 2e-15),
@@ -72,6 +79,7 @@ def test_at_the_ends_of_the_line(dtype):
     inf, nan = np.inf, np.nan
     expected = {
         _exp: [1, 1, inf, 0, nan, inf, 0],
+        _exp2: [1, 1, inf, 0, nan, inf, 0],
         _expm1: [0, 0, inf, -1, nan, inf, -1],
         _softplus: [math.log(2), math.log(2), inf, 0, nan, 1e30, 0],
         _sigmoid: [0.5, 0.5, 1, 0, nan, 1, 0],
@@ -89,6 +97,13 @@ def test_overflow_begins_where_it_does_for_numpy(dtype, last, over):
         np.testing.assert_allclose(apply(_exp, x), np.exp(x), rtol=1e-6)
     assert np.isinf(apply(_exp, x)[1])
     np.testing.assert_allclose(apply(_expm1, x), apply(_exp, x), rtol=1e-6)
+
+
+def test_a_gate_of_no_decay_is_exactly_1():
+    """1 + 1e-7 would grow a memory of 65,536 steps by a hundredth."""
+    for kernel in (_exp, _exp2):
+        for dtype in (np.float32, np.float64):
+            assert apply(kernel, np.zeros(1, dtype))[0] == 1
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -261,6 +261,8 @@ def bench(
 
     plan = command.plan(operator, threads, sizes, quick=quick, memory=memory)
     results = {}
+    if file:
+        _write(file, "", mode="a")  # now, not when all is measured
     for name in command.names(operator):
         results[name] = command.measured(name, plan)
         if file:
@@ -269,9 +271,10 @@ def bench(
         raise typer.Exit(1)
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, text: str, mode: str = "w") -> None:
     try:
-        file.write_text(text, encoding="utf-8")
+        with file.open(mode, encoding="utf-8") as target:
+            target.write(text)
     except OSError as error:
         raise WrongCall(f"--json: {file} cannot be written: {error.strerror}.") from None
 

@@ -504,11 +504,16 @@ def test_a_wrong_result_of_ours_is_exit_code_1(run, result, monkeypatch):
     assert run("linear_scan")[0] == 1
     tables.ours(result["cases"][0])["both"]["valid"] = True
     assert run("linear_scan")[0] == 0
-    code, _, err = run("linear_scan", "--json", "no/such/folder/out.json")
-    assert code == 2
-    assert "--json: " in err
     result["failed"] = ["crashed"]
     assert run("linear_scan")[0] == 1
+
+
+def test_a_file_that_cannot_be_written_is_found_out_before_measuring(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(session, "measure", lambda *_: pytest.fail("measured for nothing"))
+    for file in (tmp_path / "no" / "such.json", tmp_path):
+        code, out, err = run("linear_scan", "--json", file)
+        assert (code, out) == (2, "")
+        assert f"--json: {file} cannot be written: " in err
 
 
 def test_the_extra_names_every_peer_package_and_stays_out_of_the_lock():

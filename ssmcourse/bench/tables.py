@@ -95,7 +95,7 @@ def _pieces(result: dict[str, Any]) -> Iterator[Any]:
         yield from _verdicts(case)
     missing = {name: package for case in result["cases"] for name, package in case["missing"].items()}
     if missing:
-        yield f"not installed: {', '.join(missing)} (pip install 'ssmcourse[bench]')"
+        yield f"not installed: {'; '.join(missing)} (pip install 'ssmcourse[bench]')"
     if result["scaling"]:
         yield _scaling_line(result["scaling"])
     if result["memory"]:

@@ -111,6 +111,10 @@ def ssd(
     To compile a call with both seq_idx and return_final_state in one graph, torch needs
     `torch._dynamo.config.capture_scalar_outputs`: how many states there are depends on the data.
 
+    A NaN or an infinity in x, dt or B reaches every later step of its head or group, as it must. The algorithms that
+    multiply matrices also take it to some steps before, of the same chunk ("quadratic": of the row), since 0 times NaN
+    is NaN.
+
     Cost: recurrence O(b l h p n) work, l steps deep; quadratic O(b h l² (n + p)) and as much memory as M has
     elements; chunked O(b l h (p n + chunk_size (n + p))), all of it in products of matrices. "cpu" saves a state every
     1,024 steps for its backward. Source: Dao & Gu 2024, section 6 and listing 1; lessons 09 and 11.

@@ -173,14 +173,12 @@ def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
             are being differentiated. The message says which, why, and what there is.
     """
     name = _load(operator, backend, where)
-    return _LOADED[operator][name]
-
-
-_LOADED: dict[str, dict[str, Callable[..., Any]]] = {}
+    # Not from a dict of what is loaded: torch.compile looks at a dict once, and would miss the second operator.
+    return cast(Callable[..., Any], _OPERATORS[operator][name])
 
 
 def _load(operator: str, backend: str, where: str) -> str:
-    """The name of the backend chosen, once its implementation is in _LOADED."""
+    """The name of the backend chosen, once _OPERATORS has its function instead of where that is."""
     usable = backends(operator)
     in_torch = _traced_by_torch()
     fitting = [name for name in usable if device_type(name) in (("any",) if in_torch else (where, "any"))]
@@ -196,13 +194,10 @@ def _load(operator: str, backend: str, where: str) -> str:
         else:
             why = f"which does not take tensors on {where!r}"
         raise ValueError(f"backend: got {backend!r}, {why}. {operator} has here: auto, {', '.join(usable)}")
-    loaded = _LOADED.setdefault(operator, {})
-    if name not in loaded:
-        implementation = _implementations(operator)[name]
-        if isinstance(implementation, str):
-            module, _, function = implementation.partition(":")
-            implementation = getattr(importlib.import_module(module), function)
-        loaded[name] = implementation
+    implementation = _implementations(operator)[name]
+    if isinstance(implementation, str):
+        module, _, function = implementation.partition(":")
+        _OPERATORS[operator][name] = getattr(importlib.import_module(module), function)
     return name
 
 

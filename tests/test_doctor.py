@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_written_to(clone, monkeypatch):
 
 def test_a_backend_that_computes_nonsense_is_found(monkeypatch):
     runtime.choose("linear_scan", "reference", "cpu")  # loads it
-    monkeypatch.setitem(runtime._LOADED["linear_scan"], "reference", lambda a, b, first, reverse: b + a)
+    monkeypatch.setitem(runtime._OPERATORS["linear_scan"], "reference", lambda a, b, first, reverse: b + a)
     found = finding("scan with reference")
     assert not found.ok
     assert "values differ; the first is at [0, 0, 0]" in found.detail

@@ -131,3 +131,16 @@ def test_the_order_is_best_first(monkeypatch):
     with pytest.raises(ValueError, match="'triton', which does not take tensors on 'cpu'"):
         runtime.choose("linear_scan", "triton", "cpu")
     assert runtime._load("linear_scan", "auto", "cpu") == "cpu"
+
+
+def test_a_compiled_function_may_be_the_first_to_call_two_operators():
+    program = """
+import torch
+from ssmcourse import causal_conv1d, linear_scan
+def f(x, w):
+    return linear_scan(causal_conv1d(x, w), x)
+x, w = torch.rand(1, 5, 3), torch.rand(3, 2)
+got = torch.compile(f, fullgraph=True, backend="eager")(x, w)
+print(torch.equal(got, f(x, w)))
+"""
+    assert python(program).splitlines()[-1] == "True"

@@ -6,7 +6,8 @@ forks, and a server calls from many threads. So our kernels are plain loops that
 (`@native`), and a small pool of Python threads (`run`) calls them side by side.
 
 That makes our kernels safe in a forked child. torch's own operators are so only where torch keeps to one
-thread, as it does in the workers of a DataLoader.
+thread, as it does in the workers of a DataLoader, and where no thread that used torch is about to end at the
+moment of the fork: MKL holds a lock then, which its FFTs in the child wait for.
 """
 
 from __future__ import annotations

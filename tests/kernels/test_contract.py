@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +247,35 @@ def test_nothing_in_nothing_out(op, b, l, dtype):
         assert torch.equal(results[1], inputs["initial_state"])
 
 
+def system_threads() -> set[int]:
+    """The threads of this process as the system numbers them, OpenMP's too; Linux only."""
+    tasks = Path("/proc/self/task")
+    return {int(task.name) for task in tasks.iterdir()} if tasks.is_dir() else set()
+
+
+def wait_for_the_end_of_threads_since(before: set[int]) -> None:
+    """Python joins a thread when its last line has run; what the system still does of it may hold a lock.
+
+    MKL takes the lock of its allocator when a thread that used it ends. A process forked in that moment
+    waits for it forever at its next FFT, whoever asks for one.
+    """
+    deadline = time.monotonic() + 30
+    while system_threads() - before - {thread.native_id for thread in threading.enumerate()}:
+        assert time.monotonic() < deadline, "threads that the operator started do not end"
+        time.sleep(0.001)
+
+
+def exit_status(child: int, seconds: float = 120) -> int:
+    """What a forked child ended with; one that hangs is killed, and does not outlive its test."""
+    deadline = time.monotonic() + seconds
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.005)
+    return ended[1]
+
+
 @every_operator(lambda op: op.label in ("", "complex"))
 def test_threads_and_forks(op):
     """Four Python threads at once, each on four threads of ours, and then a forked child."""
@@ -251,6 +283,7 @@ def test_threads_and_forks(op):
     expected = op(inputs)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
+    alive = system_threads()  # three of them torch has just started, for a pool that it keeps
     try:
         start = threading.Barrier(4)
 
@@ -259,10 +292,12 @@ def test_threads_and_forks(op):
             return op(inputs)
 
         with ThreadPoolExecutor(4) as pool:
-            for got in pool.map(one, range(4)):
-                assert_same(got, expected, op, "thread")
+            results = list(pool.map(one, range(4)))
     finally:
         torch.set_num_threads(before)
+    wait_for_the_end_of_threads_since(alive)
+    for got in results:
+        assert_same(got, expected, op, "thread")
     if not hasattr(os, "fork"):
         return
     child = os.fork()
@@ -271,4 +306,4 @@ def test_threads_and_forks(op):
         got = op(inputs)
         same = all(mismatch(g, e, terms=op.terms) is None for g, e in zip(got, expected, strict=True))
         os._exit(0 if same else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert exit_status(child) == 0

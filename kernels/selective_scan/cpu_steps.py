@@ -144,8 +144,8 @@ def retreat(dh, h, gates, rate, dt, u, B, C, dy, dA, dB, dC, dx, dgate, ddirect,
                     dx_s[k] += (g * b * np.conj(part)).real
                     ddirect_s[k] += (through * b).real
                     dA_j[k] += (q + g * b * np.conj(share_slope(e, gates_j[k], part)) * u_s[k]) * dt_s[k]
-            dB_s[j] += sum_B
-            dC_s[j] += sum_C
+            add_sum(dB_s, j, sum_B)
+            add_sum(dC_s, j, sum_C)
 
 
 # --- B and C: numbers that channels share, or rows with a number for each -------------------------
@@ -158,6 +158,11 @@ def at(coefficient: Any, k: int) -> Any:
 
 def gather(gradient: Any, k: int, value: Any) -> Any:
     """Channel k's share of a gradient: added to a row in its place (0 remains to be summed), else to be summed."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+def add_sum(gradients: Any, j: int, total: Any) -> None:
+    """Add what was to be summed; nothing where each channel has its place."""
     raise NotImplementedError("only compiled code calls this")
 
 
@@ -178,6 +183,17 @@ def _gather(gradient, k, value):
         return 0 * value
 
     return into_row
+
+
+@overload(add_sum, jit_options=INLINED)
+def _add_sum(gradients, j, total):
+    if gradients.ndim == 2:  # to add 0 to a row Numba would compile seconds of error messages
+        return lambda gradients, j, total: None
+
+    def to_number(gradients, j, total):
+        gradients[j] += total
+
+    return to_number
 
 
 # --- What zero-order hold makes of 2^e ------------------------------------------------------------

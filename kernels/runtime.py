@@ -179,6 +179,11 @@ def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
 
 def _load(operator: str, backend: str, where: str) -> str:
     """The name of the backend chosen, once _OPERATORS has its function instead of where that is."""
+    if not isinstance(backend, str):
+        raise ValueError(
+            f"backend: got {type(backend).__name__}, expected a name. "
+            f"{operator} has here: auto, {', '.join(backends(operator))}"
+        )
     usable = backends(operator)
     in_torch = _traced_by_torch()
     fitting = [name for name in usable if device_type(name) in (("any",) if in_torch else (where, "any"))]

@@ -13,6 +13,8 @@ was first seen; `1` is a size, and `...` in front stands for any leading dimensi
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -76,6 +78,11 @@ class Arguments:
         tensor = self._tensor(name, value, integral, "an integer one")
         self._shape(name, tensor, shapes)
 
+    def at_least_one(self, letter: str) -> None:
+        """Refuse the argument that set this letter's size if that is 0."""
+        if self.sizes[letter] < 1:
+            raise ValueError(f"{self.source[letter]}: got {letter}=0, expected {letter} of 1 or more")
+
     def _tensor(self, name: str, value: Any, dtypes: tuple[torch.dtype, ...], expected: str) -> Tensor:
         if not isinstance(value, Tensor):
             raise ValueError(f"{name}: got {type(value).__name__}, expected a torch tensor")
@@ -138,5 +145,32 @@ def groups(name: str, g: int, of: str, n: int) -> None:
 
 def one_of(name: str, value: Any, choices: tuple) -> None:
     """Refuse an option that is not one of its names."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
+        raise ValueError(f"{name}: got {shown(value)}, expected one of {', '.join(map(str, choices))}")
+
+
+def integer(name: str, value: Any, at_least: int, expected: str = "") -> int:
+    """The option as an int; refuse what is not an integer of at least that (a bool is none).
+
+    Args:
+        expected: for the message, where there is more to say than "an integer of ... or more".
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+        raise ValueError(
+            f"{name}: got {shown(value)}, expected {expected or f'an integer of {at_least} or more'}"
+        )
+    return int(value)
+
+
+def number(name: str, value: Any) -> None:
+    """Refuse an option that is not a finite real number of 0 or more (a bool or a tensor is none)."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name}: got {shown(value)}, expected a finite number of 0 or more")
+
+
+def shown(value: Any) -> str:
+    """A value in an error message, on one line however large it is."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."

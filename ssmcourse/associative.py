@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ssmcourse.arguments import one_of
+from ssmcourse.arguments import one_of, shown
 
 METHODS = ("sequential", "hillis_steele", "blelloch", "chunked")
 
@@ -210,15 +210,15 @@ def _neutral(identity: Any, leaves: Slices, structure: Any) -> Slices:
     """The identity as one step of elems."""
     values, its_structure = tree_flatten(identity)
     if its_structure != structure:
-        raise ValueError(f"identity: got {identity!r}, expected a value for each tensor of elems")
+        raise ValueError(f"identity: got {shown(identity)}, expected a value for each tensor of elems")
     steps = []
     for value, leaf in zip(values, leaves, strict=True):
-        value = torch.as_tensor(value, dtype=leaf.dtype, device=leaf.device)
         try:
-            steps.append(value.expand(leaf.shape[0], 1, *leaf.shape[2:]))
-        except RuntimeError:
+            whole = torch.as_tensor(value, dtype=leaf.dtype, device=leaf.device)
+            steps.append(whole.expand(leaf.shape[0], 1, *leaf.shape[2:]))
+        except (RuntimeError, TypeError, ValueError):
             raise ValueError(
-                f"identity: got shape {tuple(value.shape)}, expected a scalar or {tuple(leaf.shape[2:])}"
+                f"identity: got {shown(value)}, expected a scalar or a tensor of shape {tuple(leaf.shape[2:])}"
             ) from None
     return steps
 

@@ -16,14 +16,13 @@ attention formulation), section 3; Dao & Gu 2024 (Mamba-2), eq. 3. Lesson 12.
 from __future__ import annotations
 
 import math
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ssmcourse.arguments import Arguments, groups, one_of
+from ssmcourse.arguments import Arguments, groups, integer, number, one_of, shown
 from ssmcourse.convolution import fft_conv
 from ssmcourse.discretization import phi1
 from ssmcourse.duality import segsum
@@ -221,7 +220,7 @@ def h3_matrix(
 
     Args:
         q, k: (b, l, d), channels as (head, head_dim), head slowest.
-        shift_kernel: (d, m), the shift SSM's taps on k, lag 0 first.
+        shift_kernel: (d, m), the shift SSM's taps on k, lag 0 first; m is 1 or more.
         ssm_kernel: (d // head_dim, l), which sets the heads.
         D_shift: (d,), skip of the shift SSM.
         D_ssm: (d // head_dim,), skip of the diagonal SSM.
@@ -239,6 +238,7 @@ def h3_matrix(
     given.activation("q", q, "b l d")
     given.activation("k", k, "b l d")
     given.parameter("shift_kernel", shift_kernel, "d m")
+    given.at_least_one("m")
     given.parameter("ssm_kernel", ssm_kernel, "h l")
     given.parameter("D_shift", D_shift, "d", optional=True)
     given.parameter("D_ssm", D_ssm, "h", optional=True)
@@ -277,13 +277,13 @@ def conv1d_matrix(weight: Tensor, l: int) -> Tensor:
     Returns:
         (d, l, l), of weight's dtype. Gradients to any order.
     Raises:
-        ValueError: weight is not (d, w), or l is not a length.
+        ValueError: weight is not (d, w) with w of 1 or more, or l is not a length.
     Source: Zimerman et al. 2024 (unified implicit attention), section 3. Lesson 12.
     """
     given = Arguments()
     given.parameter("weight", weight, "d w")
-    if isinstance(l, bool) or not isinstance(l, Integral) or l < 0:
-        raise ValueError(f"l: got {l!r}, expected a length, 0 or more")
+    given.at_least_one("w")
+    l = integer("l", l, 0)
     return _toeplitz(pad(weight.flip(-1), (0, l - weight.shape[1])))
 
 
@@ -307,6 +307,7 @@ def rglru_matrix(r: Tensor, i: Tensor, a_param: Tensor, *, c: float = 8.0, backe
     given.activation("r", r, "b l d")
     given.activation("i", i, "b l d")
     given.parameter("a_param", a_param, "d")
+    number("c", c)
     working = working_dtype(r, a_param)
     log_a, weight = rglru_gates(r.to(working), i.to(working), a_param.to(working), c, starts=True)
     log_a, weight = log_a.mT[..., None], weight.mT[..., None]  # (b, d, l, 1)
@@ -357,6 +358,7 @@ def linear_attention_matrix(q: Tensor, k: Tensor, *, normalize: bool = True, eps
     given = Arguments()
     given.activation("q", q, "b l h n")
     given.activation("k", k, "b l h n")
+    number("eps", eps)
     working = working_dtype(q)
     M = (q.to(working).transpose(1, 2) @ k.to(working).permute(0, 2, 3, 1)).tril()
     return (M / (M.sum(-1, keepdim=True) + eps) if normalize else M).to(q.dtype)
@@ -389,7 +391,7 @@ def _chosen(channels: Any, d: int, device: torch.device) -> Tensor:
         index = torch.as_tensor(channels, device=device).reshape(-1)
         return every[index if len(index) else index.long()]  # an empty list would be one of floats
     except (IndexError, RuntimeError, TypeError, ValueError):
-        raise ValueError(f"channels: got {channels!r}, expected indices of the {d} channels") from None
+        raise ValueError(f"channels: got {shown(channels)}, expected indices of the {d} channels") from None
 
 
 def _per_channel(B: Tensor, chosen: Tensor, d: int) -> Tensor:

@@ -156,8 +156,7 @@ def _width(given: Arguments, weight: Tensor, bias: Tensor | None, activation: st
     given.parameter("weight", weight, "d w")
     given.parameter("bias", bias, "d", optional=True)
     one_of("activation", activation, (None, "silu"))
-    if given.sizes["w"] < 1:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected (d, w) with w of 1 or more")
+    given.at_least_one("w")
     return given.sizes["w"]
 
 

@@ -24,13 +24,11 @@ Models", algorithm 1. Lesson 04.
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssmcourse.arguments import Arguments
+from ssmcourse.arguments import Arguments, integer
 from ssmcourse.convolution import causal_conv1d_update, fft_conv
 from ssmcourse.precision import without_autocast, working_dtype
 
@@ -155,12 +153,11 @@ def _check(
     given.parameter("shift_kernel", shift_kernel, "d m")
     given.parameter("D_shift", D_shift, "d", optional=True)
     d = given.sizes["d"]
-    if given.sizes["m"] < 1:
-        raise ValueError(
-            f"shift_kernel: got shape {tuple(shift_kernel.shape)}, expected (d, m) with m of 1 or more"
-        )
-    if isinstance(head_dim, bool) or not isinstance(head_dim, Integral) or head_dim < 1 or d % head_dim:
-        raise ValueError(f"head_dim: got {head_dim!r}, expected an integer that divides the {d} channels")
-    heads = d // int(head_dim)
+    given.at_least_one("m")
+    divisor = f"an integer that divides the {d} channels"
+    head_dim = integer("head_dim", head_dim, 1, divisor)
+    if d % head_dim:
+        raise ValueError(f"head_dim: got {head_dim}, expected {divisor}")
+    heads = d // head_dim
     given.parameter("D_ssm", D_ssm, f"{heads}", optional=True)
     return heads

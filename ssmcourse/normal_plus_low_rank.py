@@ -185,6 +185,10 @@ def nplr_step(state: Tensor, x: Tensor, recurrence: Recurrence) -> Tensor:
 
     Source: S4, theorem 2. Lesson 03.
     """
+    if not isinstance(recurrence, Recurrence):
+        raise ValueError(
+            f"recurrence: got {type(recurrence).__name__}, expected what discretize_nplr returns"
+        )
     given = Arguments()
     given.parameter("recurrence.diagonal", recurrence.diagonal, "h n", may_be_complex=True)
     given.parameter("state", state, "b h n", may_be_complex=True)

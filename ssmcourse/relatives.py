@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from ssmcourse.arguments import Arguments
+from ssmcourse.arguments import Arguments, number
 from ssmcourse.duality import ssd
 from ssmcourse.kernels import runtime
 from ssmcourse.precision import without_autocast, working_dtype
@@ -43,7 +43,7 @@ def rglru_scan(
         r: (b, l, d), the recurrence gate in [0, 1], after its sigmoid; log a_t = -c r_t softplus(a_param).
         i: (b, l, d), the input gate in [0, 1], after its sigmoid.
         a_param: (d,), Λ. Any floating dtype.
-        c: how many times a gate can be closed, 8 in the paper.
+        c: how many times a gate can be closed, 8 in the paper; 0 or more.
         initial_state: (b, d), the state before the first step. Without one the first step starts the
             sequence: what enters there is i x, not scaled by sqrt(1 - a^2), as in the published model.
         return_final_state: also return the last state.
@@ -65,6 +65,7 @@ def rglru_scan(
     given.activation("i", i, "b l d")
     given.parameter("a_param", a_param, "d")
     given.parameter("initial_state", initial_state, "b d", optional=True)
+    number("c", c)
     working = working_dtype(x, a_param, initial_state)
     first = x.new_zeros(x.shape[0], x.shape[2], dtype=working)
     first = first if initial_state is None else initial_state.to(working)
@@ -211,7 +212,7 @@ def linear_attention(
         v: (b, l, h, p).
         normalize: divide by z_t . q_t + eps; without it y_t = S_t q_t. Features that are not positive may
             make the divisor 0.
-        eps: added to the divisor.
+        eps: added to the divisor, 0 or more.
         initial_state: (b, h, p, n), the sum S so far, or with `normalize` (b, h, p + 1, n): z is its last row.
         return_final_state: also return that sum after the last step.
         backend: as for `ssd`, which does the work.
@@ -231,6 +232,7 @@ def linear_attention(
     given.activation("k", k, "b l h n")
     given.activation("v", v, "b l h p")
     b, _, h, n = q.shape
+    number("eps", eps)
     rows = v.shape[3] + bool(normalize)
     given.parameter("initial_state", initial_state, f"b h {rows} n", optional=True)
     working = working_dtype(q, initial_state)

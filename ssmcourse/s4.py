@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssmcourse.arguments import Arguments, one_of
+from ssmcourse.arguments import Arguments, integer, one_of
 from ssmcourse.discretization import phi1
 from ssmcourse.kernels import runtime
 from ssmcourse.kernels.s4_kernels import matmul
@@ -58,9 +57,11 @@ def s4d_init(kind: str, n: int) -> tuple[Tensor, Tensor]:
     Source: S4D, section 4 and definition of its inits; `random` is that of the authors' code. Lesson 03.
     """
     one_of("kind", kind, INITS)
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 2 or n % 2:
-        raise ValueError(f"n: got {n!r}, expected a positive even number: modes come in conjugate pairs")
-    half = int(n) // 2
+    even = "a positive even number: modes come in conjugate pairs"
+    n = integer("n", n, 2, even)
+    if n % 2:
+        raise ValueError(f"n: got {n}, expected {even}")
+    half = n // 2
     if kind == "legs":
         Lambda, _, B, _ = nplr("legs", n)
         return Lambda[:half], B[:half]
@@ -99,7 +100,7 @@ def ssm_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, l: int) -> Tensor:
     given.parameter("B_bar", B_bar, "... n", may_be_complex=True)
     given.parameter("C", C, "... n", may_be_complex=True)
     leading = _leading(A_bar, B_bar, C)
-    _check_length(l)
+    l = integer("l", l, 0)
     working = working_dtype(A_bar, B_bar, C)
     dtype = torch.promote_types(torch.promote_types(A_bar.dtype, B_bar.dtype), C.dtype)
     A_bar, C = A_bar.to(working), C.to(working)
@@ -157,7 +158,7 @@ def s4_kernel(
     given = Arguments()
     check_nplr(given, Lambda, P, B, dt)
     given.parameter("C", C, "h n", may_be_complex=True)
-    _check_length(l)
+    l = integer("l", l, 0)
     result = _real_dtype(Lambda, P, B, C, dt)
     kernel = runtime.choose("s4_kernel", backend, Lambda.device.type)
     wide = [value.to(torch.complex128) for value in (Lambda, P, B, C)]
@@ -275,7 +276,7 @@ def s4d_kernel(
         given.parameter(name, value, "h n", may_be_complex=True)
     given.parameter("dt", dt, "h")
     one_of("method", method, ("zoh", "bilinear"))
-    _check_length(l)
+    l = integer("l", l, 0)
     kernel = runtime.choose("s4d_kernel", backend, A.device.type)
     wide, step = [v.to(torch.complex128) for v in (A, B, C)], dt.to(torch.float64)[:, None]
     A_bar, B_bar = _discretize_modes(wide[0], wide[1], step, method)
@@ -322,8 +323,3 @@ def _leading(A_bar: Tensor, B_bar: Tensor, C: Tensor) -> torch.Size:
             f"B_bar: got shape {tuple(B_bar.shape)} beside A_bar {tuple(A_bar.shape)} and C {tuple(C.shape)}, "
             "expected leading dimensions that broadcast"
         ) from None
-
-
-def _check_length(l: int) -> None:
-    if isinstance(l, bool) or not isinstance(l, Integral) or l < 0:
-        raise ValueError(f"l: got {l!r}, expected a length, an integer of at least 0")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssmcourse.arguments import one_of
+from ssmcourse.arguments import integer, one_of
 from ssmcourse.associative import METHODS, chunk_length
 
 
@@ -109,12 +109,9 @@ def scan_trace(l: int, method: str, processors: int | None = None) -> ScanTrace:
     Source: Blelloch 1990, sections 1.2 and 1.3. Lesson 06.
     """
     one_of("method", method, METHODS)
-    if isinstance(l, bool) or not isinstance(l, int) or l < 0:
-        raise ValueError(f"l: got {l!r}, expected an integer of 0 or more")
-    if processors is not None and (
-        isinstance(processors, bool) or not isinstance(processors, int) or processors < 1
-    ):
-        raise ValueError(f"processors: got {processors!r}, expected an integer of 1 or more, or None")
+    l = integer("l", l, 0)
+    if processors is not None:
+        processors = integer("processors", processors, 1, "an integer of 1 or more, or None")
     cells = 1 << (l - 1).bit_length() if method == "blelloch" and l else l
     steps = {
         "sequential": _sequential,

@@ -1,9 +1,14 @@
 """One clear line for every argument that does not fit."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from ssmcourse.arguments import Arguments, groups, one_of
+from ssmcourse.arguments import Arguments, groups, integer, number, one_of, shown
+from ssmcourse.attention import linear_attention_matrix, rglru_matrix
+from ssmcourse.relatives import linear_attention, rglru_scan
 
 
 def given() -> Arguments:
@@ -79,3 +84,62 @@ def test_groups_and_choices():
     one_of("method", "zoh", ("zoh", "bilinear"))
     with pytest.raises(ValueError, match="method: got 'zo', expected one of zoh, bilinear"):
         one_of("method", "zo", ("zoh", "bilinear"))
+    one_of("activation", None, (None, "silu"))
+    for value in (None, ["zoh"], {"zoh"}, np.array(["zoh", "zoh"]), torch.zeros(2), 1, True):
+        with pytest.raises(ValueError, match=r"^method: got .*, expected one of zoh, bilinear$"):
+            one_of("method", value, ("zoh", "bilinear"))
+
+
+def test_a_size_of_0_is_refused_where_there_must_be_something():
+    arguments = given()
+    arguments.at_least_one("d")
+    arguments.parameter("weight", torch.zeros(4, 0), "d w")
+    with pytest.raises(ValueError, match=r"^weight: got w=0, expected w of 1 or more$"):
+        arguments.at_least_one("w")
+
+
+def test_integers_of_python_and_of_numpy():
+    assert [integer("l", value, 0) for value in (0, 7, np.int32(7), np.uint8(3))] == [0, 7, 7, 3]
+    assert type(integer("l", np.int64(7), 0)) is int
+    for value in (-1, 2.0, "2", None, True, [2], torch.tensor(2), np.array(2), math.nan):
+        with pytest.raises(ValueError, match=r"^l: got .*, expected an integer of 0 or more$"):
+            integer("l", value, 0)
+    with pytest.raises(ValueError, match=r"^n: got 1, expected a pair$"):
+        integer("n", 1, 2, "a pair")
+
+
+def test_numbers_of_python_and_of_numpy():
+    for value in (0, 8, 1e-6, np.float32(0.5), np.float64(2), np.int64(3)):
+        number("eps", value)
+    for value in NO_NUMBERS:
+        with pytest.raises(ValueError, match=r"^eps: got .*, expected a finite number of 0 or more$"):
+            number("eps", value)
+
+
+NO_NUMBERS = [-1.0, math.nan, math.inf, "8", None, True, 8j, [8.0], torch.tensor(8.0), np.array([8.0])]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: rglru_scan(GATE, GATE, GATE, GATE[0, 0], c=c),
+        lambda c: rglru_matrix(GATE, GATE, GATE[0, 0], c=c),
+        lambda eps: linear_attention(HEADS, HEADS, HEADS, eps=eps),
+        lambda eps: linear_attention_matrix(HEADS, HEADS, eps=eps),
+    ],
+)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+def test_operators_refuse_what_is_no_number(call, value):
+    with pytest.raises(ValueError, match=r"^(c|eps): got .*, expected a finite number of 0 or more$"):
+        call(value)
+
+
+GATE, HEADS = torch.full((2, 3, 4), 0.5), torch.ones(2, 3, 1, 4)
+
+
+def test_a_value_in_a_message_is_one_short_line():
+    assert shown("zo") == "'zo'"
+    assert shown(torch.zeros(300, 300)) == "a tensor of shape (300, 300)"
+    for value in (np.zeros((300, 300)), list(range(1000)), {"text": "two\nlines" * 99}):
+        assert "\n" not in shown(value)
+        assert len(shown(value)) <= 80

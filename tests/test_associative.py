@@ -233,8 +233,9 @@ X = torch.ones(2, 5, 3)
         (
             (torch.add, X),
             {"identity": torch.zeros(2)},
-            "identity: got shape (2,), expected a scalar or (3,)",
+            "identity: got a tensor of shape (2,), expected a scalar or a tensor of shape (3,)",
         ),
+        ((torch.add, X), {"identity": "0"}, "identity: got '0', expected a scalar or a tensor of shape (3,)"),
         (
             (lambda e, l: (e + l)[:, :1], X),
             {},

@@ -402,6 +402,12 @@ def test_the_entry_of_a_token_for_itself_and_the_gate_of_the_last_step_are_there
             h3_inputs(1, 5, 4, 1, 2, skips=False) | {"ssm_kernel": random((3, 5), seed=1)},
             "ssm_kernel",
         ),
+        (h3_matrix, h3_inputs(1, 5, 4, 1, 0, skips=False), "shift_kernel: got m=0, expected m of 1 or more"),
+        (
+            conv1d_matrix,
+            {"weight": random((3, 0), seed=1), "l": 4},
+            "weight: got w=0, expected w of 1 or more",
+        ),
         (conv1d_matrix, {"weight": random((3, 4), seed=1), "l": -1}, "l: got -1"),
         (conv1d_matrix, {"weight": random((3, 4), seed=1), "l": True}, "l: got True"),
         (conv1d_matrix, {"weight": random((3,), seed=1), "l": 4}, "weight: got shape"),

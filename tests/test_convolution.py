@@ -153,7 +153,7 @@ X, W = torch.ones(2, 5, 3), torch.ones(3, 4)
             lambda: causal_conv1d(X, W[:, None]),
             "weight: got shape (3, 1, 4), expected (d, w) with d=3 as in x",
         ),
-        (lambda: causal_conv1d(X, W[:, :0]), "weight: got shape (3, 0), expected (d, w) with w of 1 or more"),
+        (lambda: causal_conv1d(X, W[:, :0]), "weight: got w=0, expected w of 1 or more"),
         (lambda: causal_conv1d(X, W, W), "bias: got shape (3, 4), expected (d,) with d=3 as in x"),
         (
             lambda: causal_conv1d(X, W, activation="relu"),

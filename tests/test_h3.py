@@ -177,7 +177,7 @@ def test_the_step_keeps_its_dtypes():
         ),
         ({"v": draw(2, 17, 6).float()}, r"v: got dtype torch.float32, expected torch.float64"),
         ({"shift_kernel": draw(5, 4)}, r"shift_kernel: got shape \(5, 4\)"),
-        ({"shift_kernel": draw(6, 0)}, r"shift_kernel: got shape \(6, 0\), expected \(d, m\) with m of 1"),
+        ({"shift_kernel": draw(6, 0)}, "shift_kernel: got m=0, expected m of 1 or more"),
         ({"ssm_kernel": draw(6, 17)}, r"ssm_kernel: got shape \(6, 17\), expected \(3, l\)"),
         ({"ssm_kernel": draw(3, 16)}, r"ssm_kernel: got shape \(3, 16\)"),
         ({"D_ssm": draw(6)}, r"D_ssm: got shape \(6,\)"),

@@ -154,6 +154,8 @@ def test_arguments_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"dt: got shape \(2,\)"):
         discretize_nplr(Lambda, P, B, torch.ones(2))
     recurrence = discretize_nplr(Lambda, P, B, dt)
+    with pytest.raises(ValueError, match="recurrence: got tuple, expected what discretize_nplr returns"):
+        nplr_step(torch.zeros(2, 1, 4, dtype=torch.complex128), torch.ones(2, 1), tuple(recurrence))
     with pytest.raises(ValueError, match=r"state: got shape"):
         nplr_step(torch.zeros(2, 4, dtype=torch.complex128), torch.ones(2, 1), recurrence)
     with pytest.raises(ValueError, match=r"x: got shape"):

@@ -92,6 +92,7 @@ def test_a_step_is_read_combine_by_combine():
         ((8, "fast"), "method: got 'fast', expected one of sequential, hillis_steele, blelloch, chunked"),
         ((-1, "blelloch"), "l: got -1, expected an integer of 0 or more"),
         ((2.0, "blelloch"), "l: got 2.0, expected an integer of 0 or more"),
+        ((8, "blelloch", "4"), "processors: got '4', expected an integer of 1 or more, or None"),
         ((8, "blelloch", 0), "processors: got 0, expected an integer of 1 or more, or None"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,11 @@ def test_a_backend_for_another_device_is_refused():
 def test_unknown_names():
     with pytest.raises(ValueError, match="backend: got 'gpu', which is not one of its names"):
         runtime.choose("linear_scan", "gpu", "cpu")
+    for what in (["cpu"], {"cpu"}, None, 3, np.array(["cpu", "reference"]), torch.zeros(3)):
+        with pytest.raises(
+            ValueError, match=r"backend: got \w+, expected a name\. linear_scan has here: auto, cpu"
+        ):
+            runtime.choose("linear_scan", what, "cpu")
     with pytest.raises(ValueError, match=r"operator: got 'linear', expected one of .*linear_scan"):
         runtime.backends("linear")
 

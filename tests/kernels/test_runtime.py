@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
+import fresh
 import numpy as np
 import pytest
 import torch
 
+import ssmcourse.scan  # noqa: F401  (registers linear_scan)
 from ssmcourse.kernels import runtime
 
 SWITCHES = ("TRITON_INTERPRET", "NUMBA_ENABLE_CUDASIM")
@@ -20,12 +20,9 @@ with_triton = pytest.mark.skipif(runtime.triton_mode() == "absent", reason="trit
 def python(program: str, **switches: str) -> str:
     """The output of a fresh process; the switches are as given, else not set."""
     env = {k: v for k, v in os.environ.items() if k not in SWITCHES} | switches
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", program],
-        env=env, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    done = fresh.run(program, env)
+    assert done.status == 0, done.err
+    return done.out.strip()
 
 
 def test_importing_it_imports_neither_library():
@@ -43,6 +40,7 @@ print(os.environ.get("TRITON_INTERPRET"), os.environ.get("NUMBA_ENABLE_CUDASIM")
 @with_triton
 def test_without_a_gpu():
     program = """
+import ssmcourse.scan  # noqa: F401  (registers linear_scan)
 from ssmcourse.kernels import runtime
 print(runtime.device(), runtime.has_cuda(), runtime.triton_mode(), runtime.cuda_mode())
 from ssmcourse.scan import backends
@@ -83,6 +81,7 @@ import sys
 sys.modules["triton"] = None
 sys.modules["numba.cuda"] = None
 import torch
+import ssmcourse.scan  # noqa: F401  (registers linear_scan)
 from ssmcourse.kernels import runtime
 from ssmcourse.scan import backends, linear_scan
 print(runtime.triton_mode(), runtime.cuda_mode(), backends("linear_scan"))

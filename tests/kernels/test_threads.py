@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 
@@ -148,8 +147,8 @@ def test_a_place_that_cannot_be_written_to_needs_no_cache(tmp_path: Path):
         "from ssmcourse.kernels.threads import native\n@native\ndef double(x):\n    return 2 * x\nprint(double(21))\n"
     )
     env = os.environ | {"NUMBA_CACHE_DIR": str(module / "not_a_folder")}
-    done = subprocess.run([sys.executable, str(module)], env=env, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.returncode) == ("42\n", 0), done.stderr
+    done = fresh.run("import read_only", env, tmp_path)
+    assert (done.out, done.status, done.err) == ("42\n", 0, "")
 
 
 def test_a_change_in_a_file_beside_it_compiles_a_kernel_again(tmp_path):
@@ -166,7 +165,6 @@ def test_a_change_in_a_file_beside_it_compiles_a_kernel_again(tmp_path):
         (tmp_path / "helper.py").write_text(
             f"import numba\nadd = numba.njit(lambda x: x + {added})\n" + "#" * added
         )
-        command = [sys.executable, "kernel.py"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        seen.append(done.stdout.strip())
-    assert seen == ["2 0", "2 1", "11 0"], done.stderr
+        done = fresh.run("import kernel", {**os.environ}, tmp_path)
+        seen.append(done.out.strip())
+    assert seen == ["2 0", "2 1", "11 0"], done.err

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
 from ssmcourse.kernels.causal_conv1d import operator
 from ssmcourse.kernels.threads import native, run
-from ssmcourse.kernels.vector_math import sigmoid
+from ssmcourse.kernels.vector_math import inner, sigmoid
 
 WIDE = 2048  # numbers that a loop should go through at least: several steps where d is smaller
 CHUNK = 1 << 16  # numbers in a chunk of the gradient, whose intermediate results stay in the second cache
@@ -31,7 +31,7 @@ PIECE_AT_LEAST = 256  # steps
 # seq (b, l), or (0, 0) where every row is one sequence.
 
 
-@native
+@inner
 def _together(seq, i, first, last):
     """Are the steps first to last of row i in one sequence?"""
     if seq.shape[0]:
@@ -41,7 +41,7 @@ def _together(seq, i, first, last):
     return True
 
 
-@native
+@inner
 def _first_seen(seq, i, t, w):
     """The first step that step t sees: w - 1 steps back, or where its sequence begins."""
     for s in range(t, max(t - w + 1, 0), -1):
@@ -75,19 +75,19 @@ def _(value, out):
     return (lambda value, out: None) if out.dtype == value.dtype else narrowed
 
 
-@native
+@inner
 def _fill(out, values):
     for k in range(out.size):
         out[k] = values[k]
 
 
-@native
+@inner
 def _silu(value):
     for k in range(value.size):
         value[k] = value[k] * sigmoid(value[k])
 
 
-@native
+@inner
 def _add_taps(source, at, stride, taps, newest, count, out):
     """out += taps[newest - m] * source[at + m * stride:] for m = 0, ..., count - 1."""
     n = out.size
@@ -97,7 +97,7 @@ def _add_taps(source, at, stride, taps, newest, count, out):
             out[k] += tap[k] * widen(row[k])
 
 
-@native
+@inner
 def _four_taps(source, at, stride, taps, bias, out):
     """out = bias + taps[3 - m] * source[at + m * stride:], m = 0, ..., 3: in one go, since w is mostly 4."""
     n = out.size
@@ -109,7 +109,7 @@ def _four_taps(source, at, stride, taps, bias, out):
         out[k] = value + tap2[k] * widen(row2[k]) + tap3[k] * widen(row3[k])
 
 
-@native
+@inner
 def _sum(x, before, seq, taps, bias, d, i, t, end, value):
     """f's argument at the next steps from t on, as many as one loop can do; how many those are."""
     w, wide = taps.shape
@@ -142,7 +142,7 @@ def _forward(x, before, seq, taps, bias, d, y, begin, end, silu):
             t += n // d
 
 
-@native
+@inner
 def _upstream(dy, value, silu):
     """In place of f's argument `value`, the gradient there."""
     if silu:
@@ -154,7 +154,7 @@ def _upstream(dy, value, silu):
             value[k] = widen(dy[k])
 
 
-@native
+@inner
 def _add_products(dvalue, source, at, stride, newest, count, sums):
     """sums[newest - m] += dvalue * source[at + m * stride:] for m = 0, ..., count - 1."""
     n = dvalue.size
@@ -164,7 +164,7 @@ def _add_products(dvalue, source, at, stride, newest, count, sums):
             total[k] += dvalue[k] * widen(row[k])
 
 
-@native
+@inner
 def _weights(dvalue, x, before, seq, d, i, begin, end, sums):
     """sums (w + 1, wide) += the gradients of the taps and of the bias by the steps begin to end."""
     w, wide = sums.shape[0] - 1, sums.shape[1]
@@ -183,7 +183,7 @@ def _weights(dvalue, x, before, seq, d, i, begin, end, sums):
         t += at_once
 
 
-@native
+@inner
 def _inputs(dvalue, seq, taps, nothing, spare, d, i, l, begin, end, dx):
     """dx (steps d) for the steps begin to end, which may be negative (the initial state's) or not, not both."""
     w = taps.shape[0]

@@ -8,10 +8,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from contract import Operator, every_operator
+from contract import OPERATORS, Operator, every_operator
 from operator_table import Inputs, among_nans, random
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -230,9 +231,22 @@ def test_conjugate_views_are_what_they_show(op):
     assert_same(op(views), op(inputs), op)
 
 
-@every_operator(lambda op: op.has_length)
+def with_a_length(dtype: torch.dtype) -> list[Any]:
+    """Half types take a compilation more for every label."""
+    return [
+        pytest.param(
+            op,
+            dtype,
+            marks=[pytest.mark.slow] if op.label and dtype == torch.bfloat16 else [],
+            id=f"{op} {dtype}",
+        )
+        for op in OPERATORS
+        if op.has_length
+    ]
+
+
+@pytest.mark.parametrize(("op", "dtype"), [*with_a_length(torch.float32), *with_a_length(torch.bfloat16)])
 @pytest.mark.parametrize(("b", "l"), [(0, 5), (2, 0), (0, 0)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_in_nothing_out(op, b, l, dtype):
     """A batch of 0, or a length of 0: empty results, final states that are the initial ones, gradients of 0."""
     inputs = leaves(op, dtype, b, l)

@@ -32,8 +32,9 @@ def linear_scan(
         backend: a name from `backends("linear_scan")`; "auto" takes the best one for b's device.
     Returns:
         All states h, of b's shape. The dtype is that which torch promotes a and b to. Half types are
-        computed in float32, states included, and rounded once; the initial state is converted to
-        the type computed in. Autocast changes nothing here. With l = 0 the result is empty.
+        computed in float32, states included, and rounded once; "cpu" makes the gradient of a from the
+        rounded h (infinity or NaN next to an h that overflowed in float16). The initial state is
+        converted to the type computed in. Autocast changes nothing here. With l = 0 the result is empty.
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
@@ -45,22 +46,26 @@ def linear_scan(
     "auto" is the reference.
 
     Cost: O(b l d) work, l steps deep on one channel. Memory: the result, and a copy of `a` only if it is
-    shared among trailing dimensions.
+    shared among trailing dimensions. "cpu" reads and writes half types as they are; the other backends make
+    copies of them in float32.
     """
     _check(a, b, initial_state)
     dtype = torch.promote_types(a.dtype, b.dtype)
     working = torch.promote_types(dtype, torch.float32)
     scan = runtime.choose("linear_scan", backend, b.device.type)
-    a, x = a.to(working), b.to(working)
-    first = x.new_zeros(b.shape[:1] + b.shape[2:]) if initial_state is None else initial_state.to(working)
+    a, x = a.to(dtype), b.to(dtype)
+    if initial_state is None:
+        first = x.new_zeros(b.shape[:1] + b.shape[2:], dtype=working)
+    else:
+        first = initial_state.to(working)
     if b.numel() == 0:
         return (a * first[:, None] + x).to(dtype)  # nothing, but differentiable
     if b.ndim == 3:
-        return scan(a if a.shape == b.shape else a.expand(b.shape), x, first, reverse).to(dtype)
+        return scan(a if a.shape == b.shape else a.expand(b.shape), x, first, reverse)
     rows, l = b.shape[:2]
     flat = (rows, l, -1)
     h = scan(a.expand(b.shape).reshape(flat), x.reshape(flat), first.reshape(rows, -1), reverse)
-    return h.reshape(b.shape).to(dtype)
+    return h.reshape(b.shape)
 
 
 def backends(operator: str) -> list[str]:
@@ -77,13 +82,16 @@ def backends(operator: str) -> list[str]:
 
 
 def _by_definition(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
-    """One step after another. `unbind`, since the backward of b[:, t] would fill a zero tensor a step."""
+    """One step after another, in the type of the initial state: float32 for half a and b.
+
+    `unbind`, since the backward of b[:, t] would fill a zero tensor a step.
+    """
     steps = list(zip(a.unbind(1), b.unbind(1), strict=True))
     h, states = initial_state, []
     for a_t, b_t in reversed(steps) if reverse else steps:
         h = a_t * h + b_t
         states.append(h)
-    return torch.stack(states[::-1] if reverse else states, 1)
+    return torch.stack(states[::-1] if reverse else states, 1).to(b.dtype)
 
 
 runtime.register(

@@ -5,6 +5,9 @@ compiler turns into SIMD instructions, and the state of a step is the row writte
 Reading a and b and writing h once is all the traffic there is: at d = 256 the scan takes about as
 long as copying its arrays would (benchmarks/linear_scan.py). A large h is written past the cache, into memory
 that was used before (memory.py).
+
+Half types are read and written as they are; states are float32 inside (arrays.py). Only their gradient, which has
+nothing but h to know them from, takes them as rounded there.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from torch import Tensor
 
+from ssmcourse.kernels.arrays import as_array, narrow, widen
 from ssmcourse.kernels.linear_scan import operator
 from ssmcourse.kernels.memory import LARGE, LINE, empty
 from ssmcourse.kernels.threads import native, run
@@ -50,6 +54,21 @@ def _scan(a, b, entering, h, begin, end, lo, hi, reverse):
             for k in range(hi - lo):
                 h_t[k] = a_t[k] * h_before[k] + b_t[k]
             h_before = h_t
+
+
+@native
+def _scan_half(a, b, state, h, begin, end, lo, hi, reverse):
+    """The same for half types, whose rounded h cannot be the state: that is float32, in `state` (b, d), in place."""
+    differs, moves = a.shape[0] > 1, a.shape[1] > 1
+    for i in range(b.shape[0]):
+        state_i = state[i, lo:hi]
+        for step in range(end - begin):
+            t = end - 1 - step if reverse else begin + step
+            a_t, b_t, h_t = a[i * differs, t * moves, lo:hi], b[i, t, lo:hi], h[i, t, lo:hi]
+            for k in range(hi - lo):
+                after = widen(a_t[k]) * state_i[k] + widen(b_t[k])
+                state_i[k] = after
+                h_t[k] = narrow(after, h_t[k])
 
 
 @intrinsic
@@ -116,8 +135,8 @@ def _scan_narrow(a, b, entering, h, begin, end, lo, hi, reverse):
                     gate, x, out = a[i * differs, low * moves : low + n, k][::-1], x[::-1], out[::-1]
                 state = states[k]
                 for t in range(n):
-                    state = gate[t * moves] * state + x[t]
-                    out[t] = state
+                    state = widen(gate[t * moves]) * state + widen(x[t])
+                    out[t] = narrow(state, out[t])
                 states[k] = state
 
 
@@ -137,10 +156,10 @@ def _gradient(dh, a, h, initial_state, carry, da, db, begin, end, lo, hi, revers
             dh_t, a_t = dh[i, t, lo:hi], a[i * differs, t * moves, lo:hi]
             da_t, db_t = da[i, t, lo:hi], db[i, t, lo:hi]
             for k in range(hi - lo):
-                total = dh_t[k] + carry_i[k]
-                db_t[k] = total
-                da_t[k] = total * np.conj(h_before[k])
-                carry_i[k] = total * np.conj(a_t[k])
+                total = widen(dh_t[k]) + carry_i[k]
+                db_t[k] = narrow(total, db_t[k])
+                da_t[k] = narrow(total * np.conj(widen(h_before[k])), da_t[k])
+                carry_i[k] = total * np.conj(widen(a_t[k]))
 
 
 @native
@@ -157,8 +176,9 @@ def _through(a, x, decay, local, begin, end, reverse, gradient):
             t = end - 1 - step if reverse else begin + step
             a_t, x_t = a[i * differs, t * moves], x[i, t]
             for k in range(x.shape[2]):
-                gate = np.conj(a_t[k]) if gradient else a_t[k]
-                local_i[k] = gate * (local_i[k] + x_t[k]) if gradient else gate * local_i[k] + x_t[k]
+                gate, x_k = widen(a_t[k]), widen(x_t[k])
+                gate = np.conj(gate) if gradient else gate
+                local_i[k] = gate * (local_i[k] + x_k) if gradient else gate * local_i[k] + x_k
                 product = gate * decay_i[k]
                 # Zero in good time: arithmetic on denormals would take 30 times as long. A gate that
                 # would make it grow again asks for the exact way, one step at a time, by a NaN.
@@ -170,11 +190,12 @@ def _through(a, x, decay, local, begin, end, reverse, gradient):
 
 
 def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
-    """h of `linear_scan`, for a and b (b, l, d) and the initial state (b, d), all of one dtype."""
-    gates, x, first = _gates(a), _array(b), _array(initial_state)
+    """h of `linear_scan`, for a and b (b, l, d) of one dtype, and the initial state (b, d) in that computed in."""
+    gates, x, first = _gates(a), as_array(b), as_array(initial_state)
     h = empty(x.shape, x.dtype)
     rows, pieces, blocks = _plan(*x.shape)
     kernel = _kernel(x, blocks)
+    first = first.copy() if kernel is _scan_half else first  # which writes to it
 
     def jobs(piece: Range, entering: np.ndarray) -> list[tuple]:
         return [
@@ -183,16 +204,18 @@ def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
             for block in blocks
         ]
 
-    def leaving(piece: Range, _: np.ndarray) -> np.ndarray:
-        return h[:, piece[0] if reverse else piece[1] - 1]
+    def leaving(piece: Range, state: np.ndarray) -> np.ndarray:
+        return state if kernel is _scan_half else h[:, piece[0] if reverse else piece[1] - 1]
 
     _pass(jobs, leaving, gates, x, first, rows, pieces, reverse, gradient=False)
-    return torch.from_numpy(h)
+    return _tensor(h, b.dtype)
 
 
 def _kernel(x: np.ndarray, blocks: list[Range]) -> Callable[..., None]:
     if x.shape[2] <= NARROW:
         return _scan_narrow
+    if x.dtype.kind in "iu":
+        return _scan_half
     lines = all(end * x.itemsize % LINE == 0 for _, end in blocks)
     return _scan_streaming if lines and x.nbytes >= LARGE and not np.iscomplexobj(x) else _scan
 
@@ -201,7 +224,8 @@ def gradient(
     dh: Tensor, a: Tensor, h: Tensor, initial_state: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """da, db and d initial_state in one pass over dh, a and h."""
-    gates, x, states, first = _gates(a), _array(dh), _array(h), _array(initial_state)
+    gates, x, states = _gates(a), as_array(dh), as_array(h)
+    first, nothing = as_array(initial_state.to(h.dtype)), np.zeros_like(as_array(initial_state))
     da, db = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     rows, pieces, blocks = _plan(*x.shape)
 
@@ -216,8 +240,8 @@ def gradient(
     def leaving(_: Range, carry: np.ndarray) -> np.ndarray:
         return carry
 
-    carry = _pass(jobs, leaving, gates, x, np.zeros_like(first), rows, pieces, not reverse, gradient=True)
-    return torch.from_numpy(da), torch.from_numpy(db), torch.from_numpy(carry)
+    carry = _pass(jobs, leaving, gates, x, nothing, rows, pieces, not reverse, gradient=True)
+    return _tensor(da, h.dtype), _tensor(db, h.dtype), torch.from_numpy(carry)
 
 
 def _plan(b: int, l: int, d: int) -> tuple[list[slice], list[Range], list[Range]]:
@@ -301,18 +325,20 @@ def _call(kernel: Callable[..., None], *arguments: Any) -> None:
     kernel(*arguments)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
-
-
 def _gates(a: Tensor) -> np.ndarray:
     """a without the copies that expanding made: (b or 1, l or 1, d)."""
     a = a[:1] if a.stride(0) == 0 else a
-    return _array(a[:, :1] if a.stride(1) == 0 else a)
+    return as_array(a[:, :1] if a.stride(1) == 0 else a)
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """The tensor that `as_array` would show as this array."""
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.dtype == dtype else tensor.view(dtype)
 
 
 def _of(gates: np.ndarray, rows: slice) -> np.ndarray:
     return gates if len(gates) == 1 else gates[rows]
 
 
-linear_scan = operator.register("cpu", scan, gradient)
+linear_scan = operator.register("cpu", scan, gradient, reads_half=True)

@@ -8,6 +8,9 @@ other way. With dh_t the gradient that arrives at h_t from outside, and ' for th
     d initial_state = a_0' db_0
 
 Here every array is (b, l, d), an initial state (b, d). Lesson 06 derives the three lines.
+
+For half types a, b, h and their gradients are half; the initial state and its gradient have the type that is
+computed in, float32. The h_{t-1} in da is then the rounded one.
 """
 
 from __future__ import annotations
@@ -22,16 +25,17 @@ Scan = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 Gradient = Callable[[Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
 
 
-def register(name: str, scan: Scan, gradient: Gradient | None = None) -> Scan:
+def register(name: str, scan: Scan, gradient: Gradient | None = None, *, reads_half: bool = False) -> Scan:
     """Make `scan` the torch operator `ssmcourse::linear_scan_{name}`.
 
     It then works under autograd to any order, `torch.compile` and `torch.func.vmap`.
 
     Args:
         scan: (a, b, initial_state, reverse) -> h, a new contiguous tensor. `a` may be an expanded
-            view, all have one dtype and one device.
+            view. a, b and h have one dtype, all have one device.
         gradient: (dh, a, h, initial_state, reverse) -> (da, db, d initial_state), all three in one
             pass. Without it, and for second derivatives, the rule above is applied with `scan`.
+        reads_half: whether `scan` takes half types as they are; else it gets copies in float32.
     """
     operator = torch.library.custom_op(
         f"ssmcourse::linear_scan_{name}",
@@ -54,23 +58,34 @@ def register(name: str, scan: Scan, gradient: Gradient | None = None) -> Scan:
         return *fused(dh, a, h, initial_state, ctx.reverse), None
 
     operator.register_autograd(backward, setup_context=remember)
-    return getattr(torch.ops.ssmcourse, f"linear_scan_{name}").default
+    overload = getattr(torch.ops.ssmcourse, f"linear_scan_{name}").default
+    return overload if reads_half else widened(overload)
+
+
+def widened(scan: Scan) -> Scan:
+    """`scan` for half types as well: it sees a and b in the type that is computed in, the initial state's."""
+
+    def wide(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
+        working = initial_state.dtype
+        return scan(a.to(working), b.to(working), initial_state, reverse).to(b.dtype)
+
+    return wide
 
 
 def by_the_rule(
     scan: Scan, dh: Tensor, a: Tensor, h: Tensor, initial_state: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """da, db and d initial_state by the three lines at the top of this file."""
-    first, nothing = initial_state[:, None], torch.zeros_like(initial_state)
+    first, nothing = initial_state[:, None].to(h.dtype), torch.zeros_like(initial_state)
     if reverse:
         h_before = torch.cat([h[:, 1:], first], 1)
-        gate_after = torch.cat([nothing[:, None], a[:, :-1]], 1)
+        gate_after = torch.cat([torch.zeros_like(first), a[:, :-1]], 1)
     else:
         h_before = torch.cat([first, h[:, :-1]], 1)
-        gate_after = torch.cat([a[:, 1:], nothing[:, None]], 1)
+        gate_after = torch.cat([a[:, 1:], torch.zeros_like(first)], 1)
     db = scan(gate_after.conj().resolve_conj(), dh, nothing, not reverse)
     entry = -1 if reverse else 0
-    return db * h_before.conj(), db, db[:, entry] * a[:, entry].conj()
+    return db * h_before.conj(), db, db[:, entry].to(initial_state.dtype) * a[:, entry].conj()
 
 
 def _register_gradient(name: str, gradient: Gradient) -> Gradient:
@@ -85,7 +100,7 @@ def _register_gradient(name: str, gradient: Gradient) -> Gradient:
         lambda dh, a, h, initial_state, reverse: (
             h.new_empty(h.shape),
             h.new_empty(h.shape),
-            h.new_empty(initial_state.shape),
+            initial_state.new_empty(initial_state.shape),
         )
     )
     operator.register_vmap(_over_folded_batches(operator))

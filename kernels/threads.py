@@ -8,10 +8,14 @@ forks, and a server calls from many threads. So our kernels are plain loops that
 That makes our kernels safe in a forked child. torch's own operators are so only where torch keeps to one
 thread, as it does in the workers of a DataLoader, and where no thread that used torch is about to end at the
 moment of the fork: MKL holds a lock then, which its FFTs in the child wait for.
+
+After an operator of its own that it has shared out, torch's OpenMP threads spin for a while, and take the cores from
+ours. Where that matters, set GOMP_SPINCOUNT=0 before Python starts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -37,10 +41,30 @@ def native(function: Callable[..., Any]) -> Callable[..., Any]:
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to write a cache: a read-only installation
         return numba.njit(**options)(function)
+    _survive_the_disk(compiled._cache)
     # Numba looks only at the function's own file to know whether what it has on disk is still true.
     file = compiled._cache._cache_file
     file._source_stamp = (file._source_stamp, _source_of_all(Path(function.__code__.co_filename).parent))
     return compiled
+
+
+def _survive_the_disk(cache: Any) -> None:
+    """Damaged files are as good as none, and where the disk is full nothing is kept: a kernel is compiled then."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        try:
+            return load(*arguments)
+        except Exception:  # whatever unpickling half a file raises
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_overload(*arguments: Any) -> None:
+        with contextlib.suppress(OSError):
+            save(*arguments)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
 @functools.cache

@@ -19,7 +19,9 @@ from ssmcourse.kernels.threads import native, run
 
 TILE = 256  # columns; 16 states of them are 16 kB
 LANES = 16  # the inner loop ends on a multiple, or its rest would be done one by one
-PARALLEL_FROM = 1 << 18  # products; below, waking a second thread costs more than it saves
+PARALLEL_FROM = (
+    1 << 24
+)  # products, 2 ms; below, torch's threads, which spin after their own work, are in the way
 
 
 # --- Kernels ----------------------------------------------------------------------------------

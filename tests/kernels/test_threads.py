@@ -151,6 +151,35 @@ def test_a_place_that_cannot_be_written_to_needs_no_cache(tmp_path: Path):
     assert (done.out, done.status, done.err) == ("42\n", 0, "")
 
 
+DOUBLE = """
+from ssmcourse.kernels.threads import native
+@native
+def double(x): return 2 * x
+print(double(21), sum(double.stats.cache_hits.values()))
+"""
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    """As after a crash of the system: Numba alone would raise an EOFError at every call from then on."""
+    (tmp_path / "kernel.py").write_text(DOUBLE)
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    seen = [fresh.run("import kernel", env, tmp_path)]
+    for pattern in ("*.nbi", "*.nbc"):
+        for file in (tmp_path / "cache").rglob(pattern):
+            file.write_bytes(file.read_bytes()[:5])
+        seen += [fresh.run("import kernel", env, tmp_path) for _ in range(2)]
+    assert [done.out for done in seen] == ["42 0\n", "42 0\n", "42 1\n", "42 0\n", "42 1\n"], seen
+
+
+@forks
+def test_a_full_disk_needs_no_cache(tmp_path):
+    """A limit on the size of files stands for it: writing them fails."""
+    (tmp_path / "kernel.py").write_text(DOUBLE)
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); "
+    assert fresh.run(limit + "import kernel", env, tmp_path) == (0, "42 0\n", "")
+
+
 def test_a_change_in_a_file_beside_it_compiles_a_kernel_again(tmp_path):
     """Numba alone would load the old machine code: it looks at the kernel's own file only."""
     (tmp_path / "kernel.py").write_text(

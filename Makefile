@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 NBVAL := $(PYTEST) --nbval-sanitize-with authoring/nbval.cfg --nbval-current-env
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-slow build lint format bench screenshots lock site clean
+.PHONY: help setup lab test test-slow build lint format kernels bench screenshots lock site clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lint: setup  ## ruff and the type checker
 format: setup  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+kernels: setup  ## compile the Triton kernels for GPUs that are not here (ARGS=ssd for those of that name)
+	@$(BIN)/python -m ssmcourse.kernels.compiling $(ARGS)
 
 bench: setup  ## measure what the lessons quote; results go to benchmarks/results/
 	@for b in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do echo "== $$b"; OMP_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done

@@ -15,6 +15,7 @@ Triton has no complex numbers: there the real and imaginary parts are two arrays
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -22,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssmcourse.kernels import runtime
+from ssmcourse.kernels.compiling import Compilation
 from ssmcourse.kernels.linear_scan import operator
 
 # The interpreter runs every lane of a scan in Python: small blocks there.
@@ -108,6 +110,16 @@ def _plain(tensor: Tensor) -> Tensor:
     """Contiguous and real: a complex tensor as pairs of reals."""
     tensor = tensor.detach().contiguous()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def compilations() -> Iterator[Compilation]:
+    """Forward and backward, float32 and float64, real and complex."""
+    for kernel, dtype in ((scan_kernel, "fp32"), (scan_kernel, "fp64"), (complex_scan_kernel, "fp32")):
+        pointers = dict.fromkeys(("a_ptr", "b_ptr", "state_ptr", "h_ptr"), f"*{dtype}")
+        for reverse in (False, True):
+            name = f"linear_scan.{kernel.__name__} {dtype}{' reverse' if reverse else ''}"
+            constexprs = {"REVERSE": reverse, "BLOCK_L": 64, "BLOCK_D": 32}
+            yield Compilation(name, kernel, pointers | {"l": "i32", "d": "i32"}, constexprs)
 
 
 linear_scan = operator.register("triton", scan)

@@ -548,6 +548,23 @@ def test_a_wrong_result_of_ours_is_exit_code_1(run, result, monkeypatch):
     assert run("linear_scan")[0] == 1
 
 
+def test_an_interruption_says_what_is_kept(run, result, monkeypatch, tmp_path):
+    def measure(name, *_):
+        if name == "ssd":
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(session, "measure", measure)
+    file = tmp_path / "out.json"
+    code, out, err = run("--json", file)
+    assert code == 130
+    assert "linear_scan" in out
+    assert err.startswith(
+        "Stopped at ssd, of which nothing is kept; operators before it have their tables above"
+    )
+    assert list(json.loads(file.read_text())) == ["selective_scan"]
+
+
 def test_a_file_that_cannot_be_written_is_found_out_before_measuring(run, monkeypatch, tmp_path):
     monkeypatch.setattr(session, "measure", lambda *_: pytest.fail("measured for nothing"))
     for file in (tmp_path / "no" / "such.json", tmp_path):

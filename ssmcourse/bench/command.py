@@ -65,11 +65,19 @@ def measured(name: str, plan: Plan) -> dict[str, Any]:
     What is being measured stands in a line that goes away, or, where there is no terminal, on stderr.
     """
     console = Console(highlight=False)
-    if console.is_terminal:
-        with console.status(name) as status:
-            result = session.measure(name, plan, status.update)
-    else:
-        result = session.measure(name, plan, lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        if console.is_terminal:
+            with console.status(name) as status:
+                result = session.measure(name, plan, status.update)
+        else:
+            result = session.measure(name, plan, lambda line: print(line, file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        print(
+            f"Stopped at {name}, of which nothing is kept; operators before it have their tables above, and "
+            f"are in the --json file. To go on, run `ssmcourse bench {name}`.",
+            file=sys.stderr,
+        )
+        raise
     for piece in tables.terminal(result):
         console.print(piece)
     return result

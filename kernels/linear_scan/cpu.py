@@ -224,8 +224,10 @@ def gradient(
     dh: Tensor, a: Tensor, h: Tensor, initial_state: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """da, db and d initial_state in one pass over dh, a and h."""
-    gates, x, states = _gates(a), as_array(dh), as_array(h)
-    first, nothing = as_array(initial_state.to(h.dtype)), np.zeros_like(as_array(initial_state))
+    gates, x, states, first = _gates(a), as_array(dh), as_array(h), as_array(initial_state)
+    nothing = np.zeros_like(first)
+    wider = h.dtype != initial_state.dtype  # a half h
+    first = as_array(initial_state.to(h.dtype)) if wider else first
     da, db = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     rows, pieces, blocks = _plan(*x.shape)
 
@@ -241,7 +243,11 @@ def gradient(
         return carry
 
     carry = _pass(jobs, leaving, gates, x, nothing, rows, pieces, not reverse, gradient=True)
-    return _tensor(da, h.dtype), _tensor(db, h.dtype), torch.from_numpy(carry)
+    da_tensor, db_tensor = _tensor(da, h.dtype), _tensor(db, h.dtype)
+    if wider:  # than what the kernel was given
+        entry = -1 if reverse else 0
+        da_tensor[:, entry] = db_tensor[:, entry] * initial_state
+    return da_tensor, db_tensor, torch.from_numpy(carry)
 
 
 def _plan(b: int, l: int, d: int) -> tuple[list[slice], list[Range], list[Range]]:

@@ -10,7 +10,7 @@ other way. With dh_t the gradient that arrives at h_t from outside, and ' for th
 Here every array is (b, l, d), an initial state (b, d). Lesson 06 derives the three lines.
 
 For half types a, b, h and their gradients are half; the initial state and its gradient have the type that is
-computed in, float32. The h_{t-1} in da is then the rounded one.
+computed in, float32. The h_{t-1} in da is then the rounded one; the initial state is not rounded.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def register(name: str, scan: Scan, gradient: Gradient | None = None, *, reads_h
 
     operator.register_autograd(backward, setup_context=remember)
     overload = getattr(torch.ops.ssmcourse, f"linear_scan_{name}").default
-    return overload if reads_half else widened(overload)
+    return overload if reads_half else _widened(overload)
 
 
-def widened(scan: Scan) -> Scan:
+def _widened(scan: Scan) -> Scan:
     """`scan` for half types as well: it sees a and b in the type that is computed in, the initial state's."""
 
     def wide(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
@@ -76,16 +76,18 @@ def by_the_rule(
     scan: Scan, dh: Tensor, a: Tensor, h: Tensor, initial_state: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """da, db and d initial_state by the three lines at the top of this file."""
-    first, nothing = initial_state[:, None].to(h.dtype), torch.zeros_like(initial_state)
+    first, nothing = initial_state[:, None], torch.zeros_like(initial_state)
+    closed = torch.zeros_like(a[:, :1])
     if reverse:
         h_before = torch.cat([h[:, 1:], first], 1)
-        gate_after = torch.cat([torch.zeros_like(first), a[:, :-1]], 1)
+        gate_after = torch.cat([closed, a[:, :-1]], 1)
     else:
         h_before = torch.cat([first, h[:, :-1]], 1)
-        gate_after = torch.cat([a[:, 1:], torch.zeros_like(first)], 1)
+        gate_after = torch.cat([a[:, 1:], closed], 1)
     db = scan(gate_after.conj().resolve_conj(), dh, nothing, not reverse)
     entry = -1 if reverse else 0
-    return db * h_before.conj(), db, db[:, entry].to(initial_state.dtype) * a[:, entry].conj()
+    da = (db * h_before.conj()).to(a.dtype)  # half: h_before is float32, as its first step is
+    return da, db, db[:, entry].to(initial_state.dtype) * a[:, entry].conj()
 
 
 def _register_gradient(name: str, gradient: Gradient) -> Gradient:

@@ -164,6 +164,25 @@ def test_half_states_are_float32_and_rounded_once(backend, dtype, d, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_initial_state_beyond_half(backend, reverse):
+    inputs = {
+        "a": torch.tensor([[0.01, 0.01]], dtype=torch.float16),
+        "b": torch.tensor([[3.0, 5.0]], dtype=torch.float16),
+        "initial_state": torch.tensor([1e5]),
+    }
+    dh = torch.tensor([[0.02, 0.02]], dtype=torch.float16)
+
+    def slope(function, given, **options):
+        given = {name: t.requires_grad_() for name, t in given.items()}
+        h = function(**given, reverse=reverse, **options)
+        return torch.autograd.grad(h, given["a"], dh.to(h.dtype))[0]
+
+    expected = slope(by_matrix, {name: t.double() for name, t in inputs.items()})
+    assert mismatch(slope(linear_scan, inputs, backend=backend), expected, terms=2) is None
+
+
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_takes_half_the_memory(dtype):
     """Converted in the kernel, that is: a copy in float32 would take more than float32 itself."""

@@ -1,5 +1,7 @@
 """What this machine can run, decided once per process, and which backend an operator gets.
 
+A backend for the GPU is tested at its first use (self_test.py). One that fails is left out, with a warning.
+
 Two libraries must know before they are imported that there is no GPU: Triton reads
 TRITON_INTERPRET, numba-cuda reads NUMBA_ENABLE_CUDASIM. So importing this module, on a machine
 without a GPU, sets both (unless you have set them yourself) and imports neither library.
@@ -11,6 +13,7 @@ import functools
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -49,7 +52,7 @@ def cuda_mode() -> CudaMode:
 
 def why_absent(backend: str) -> str:
     """Why `triton`, `numba_cuda` or `cpu` does not run here, as one clause; empty if it does."""
-    return _LIBRARY[backend]().why
+    return _found(backend).why
 
 
 _RESTART = "restart Python and import ssmcourse.scan first"
@@ -199,6 +202,10 @@ def _load(operator: str, backend: str, where: str) -> str:
         else:
             why = f"which does not take tensors on {where!r}"
         raise ValueError(f"backend: got {backend!r}, {why}. {operator} has here: auto, {', '.join(usable)}")
+    if why := _why_it_fails(name):
+        _FAILED[name] = _Found("absent", why)
+        warnings.warn(f"backend {name!r} is left out from now on: {why}", RuntimeWarning, stacklevel=4)
+        return _load(operator, backend, where)
     implementation = _implementations(operator)[name]
     if isinstance(implementation, str):
         module, _, function = implementation.partition(":")
@@ -222,7 +229,22 @@ def _traced_by_torch() -> bool:
 _DIFFERENTIATING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
+_FAILED: dict[str, _Found] = {}
+
+
+@functools.cache
+def _why_it_fails(backend: str) -> str:
+    """What a backend for the GPU gets wrong on this machine, found out at its first use; empty if nothing."""
+    if _found(backend).mode not in ("compiled", "real"):
+        return ""
+    from ssmcourse.kernels import self_test
+
+    return self_test.why_not(backend, "cuda")
+
+
 def _found(backend: str) -> _Found:
+    if backend in _FAILED:
+        return _FAILED[backend]
     return _LIBRARY[backend]() if backend in _LIBRARY else _Found("torch")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import warnings
 
 import fresh
 import numpy as np
 import pytest
 import torch
 
-import ssmcourse.scan  # noqa: F401  (registers linear_scan)
-from ssmcourse.kernels import runtime
+from ssmcourse.kernels import runtime, self_test
+from ssmcourse.scan import linear_scan
 
 SWITCHES = ("TRITON_INTERPRET", "NUMBA_ENABLE_CUDASIM")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
@@ -149,3 +151,60 @@ got = torch.compile(f, fullgraph=True, backend="eager")(x, w)
 print(torch.equal(got, f(x, w)))
 """
     assert python(program).splitlines()[-1] == "True"
+
+
+# --- The self-test of what runs on a GPU ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["triton", "numba_cuda"])
+def test_the_self_test_passes_where_they_run_without_a_gpu(backend):
+    if runtime.why_absent(backend):
+        pytest.skip(runtime.why_absent(backend))
+    assert self_test.why_not(backend, "cpu") == ""
+
+
+@with_triton
+def test_the_self_test_names_what_is_wrong(monkeypatch):
+    module = importlib.import_module("ssmcourse.kernels.linear_scan.triton")
+    right = module.scan
+    monkeypatch.setattr(module, "scan", lambda a, b, first, reverse: right(a, b, first, False))
+    assert self_test.why_not("triton", "cpu").startswith("its scan backwards was wrong by ")
+    monkeypatch.setattr(module, "scan", lambda *given: given[9])
+    assert self_test.why_not("triton", "cpu") == "its self-test stopped: IndexError: tuple index out of range"
+
+
+@pytest.fixture
+def gpu_that_fails(monkeypatch):
+    """As if Triton compiled for a GPU that takes our tensors, and computed nonsense there."""
+    monkeypatch.setitem(runtime._LIBRARY, "triton", lambda: runtime._Found("compiled"))
+    monkeypatch.setitem(runtime._PLACE, "compiled", (0, "cpu"))
+    monkeypatch.setattr(self_test, "why_not", lambda backend, device: f"{backend} on {device} is wrong")
+    monkeypatch.setattr(runtime, "_FAILED", {})
+    runtime._why_it_fails.cache_clear()
+    yield
+    runtime._why_it_fails.cache_clear()
+
+
+@pytest.mark.usefixtures("gpu_that_fails")
+def test_a_backend_that_fails_is_left_out_with_one_warning():
+    a = torch.full((1, 4, 2), 0.5)
+    with pytest.warns(
+        RuntimeWarning, match="backend 'triton' is left out from now on: triton on cuda is wrong"
+    ):
+        first = linear_scan(a, a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(linear_scan(a, a), first)
+    assert "triton" not in runtime.backends("linear_scan")
+    with pytest.raises(ValueError, match="got 'triton', which does not run here: triton on cuda is wrong"):
+        linear_scan(a, a, backend="triton")
+
+
+@pytest.mark.usefixtures("gpu_that_fails")
+def test_asked_for_by_name_it_is_an_error():
+    a = torch.full((1, 4, 2), 0.5)
+    with (
+        pytest.warns(RuntimeWarning, match="is left out"),
+        pytest.raises(ValueError, match="got 'triton', which does not run here: triton on cuda is wrong"),
+    ):
+        linear_scan(a, a, backend="triton")

@@ -45,7 +45,7 @@ def forward(
     (b, l, h, p), (g, n) = x.shape, B.shape[2:]
     inputs = _inputs(x, dt, log_a, B, C, D, z, initial_state)
     tables = _tables(b, l, seq_idx, initial_state is not None, sequences > 0)
-    y, y_array = empty((b, l, h, p), dt.dtype)
+    y, y_array = empty((b, l, h, p), _stored(x, dt))
     states, state_array = empty((sequences, h, p, n), dt.dtype)
     kept, kept_array = empty((b, (l - 1) // SPAN if keep else 0, h, n, p), dt.dtype)
     given = (inputs, z is not None, y_array, kept_array, state_array)
@@ -74,14 +74,16 @@ def gradient(
     dy, dfinal = upstream
     inputs = _inputs(x, dt, log_a, B, C, D, z, initial_state)
     tables = _tables(b, l, seq_idx, initial_state is not None, dfinal is not None)
-    dy_array = as_array((torch.zeros_like(x) if dy is None else dy).to(dt.dtype))
+    stored = _stored(x, dt)
+    dy_array = as_array((torch.zeros_like(x) if dy is None else dy).to(stored))
     dfinal_array = as_array(dt.new_empty(0, h, p, n) if dfinal is None else dfinal)
     shares = _jobs(b, h, g)
     parts = 1 + max(part for *_, part in shares)
-    shapes = [x.shape, dt.shape, dt.shape, (parts, *B.shape), (parts, *B.shape)]
-    made = [empty(tuple(shape), dt.dtype) for shape in shapes]
+    of_steps = [empty(tuple(dt.shape), dt.dtype) for _ in range(2)]
+    of_groups = [empty((parts, *B.shape), stored) for _ in range(2)]  # half parts: torch sums them in float32
+    made = [empty(tuple(x.shape), stored), *of_steps, *of_groups]
     dD = np.zeros((b, h, p))  # a sum over all steps
-    dz = made[0] if z is None else empty(tuple(x.shape), dt.dtype)
+    dz = made[0] if z is None else empty(tuple(x.shape), stored)
     dinitial = empty((b, h, p, n), dt.dtype)
     d = Inputs(*(array for _, array in made), dD, dz[1], dinitial[1])
     given = (dy_array, dfinal_array, inputs, z is not None, as_array(outputs[2]), d)
@@ -109,12 +111,20 @@ def _inputs(
     z: Tensor | None,
     initial_state: Tensor | None,
 ) -> Inputs:
-    """All in the type computed in; zeros for D and the initial state where there are none, x for z."""
+    """Zeros for D and the initial state where there are none, x for z."""
     (b, _, h, p), n = x.shape, B.shape[3]
+    stored = _stored(x, dt)
     D = dt.new_zeros(h, p) if D is None else D
     initial_state = dt.new_zeros(b, h, p, n) if initial_state is None else initial_state
-    wide = [as_array(t.to(dt.dtype)) for t in (x, dt, log_a, B, C, D, initial_state)]
-    return Inputs(*wide[:-1], wide[0] if z is None else as_array(z.to(dt.dtype)), wide[-1])
+    arrays = [as_array(t) for t in (x.to(stored), dt, log_a, B.to(stored), C.to(stored), D)]
+    gate = arrays[0] if z is None else as_array(z.to(stored))
+    return Inputs(*arrays, gate, as_array(initial_state))
+
+
+def _stored(x: Tensor, dt: Tensor) -> torch.dtype:
+    """The type in which the kernels read and write activations: that computed in, or a half type beside float32."""
+    half = x.dtype in (torch.float16, torch.bfloat16) and dt.dtype == torch.float32
+    return x.dtype if half else dt.dtype
 
 
 def _jobs(b: int, h: int, g: int) -> list[Job]:

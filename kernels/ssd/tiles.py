@@ -19,6 +19,7 @@ the gradient of the loss by it. All buffers are TILE or a multiple of PAD wide; 
 
 from __future__ import annotations
 
+from ssmcourse.kernels.arrays import narrow, widen
 from ssmcourse.kernels.ssd.products import A_LOWER, ALL, AS_IS, TRANSPOSED, multiply
 from ssmcourse.kernels.threads import native
 from ssmcourse.kernels.vector_math import exp, inner, sigmoid, summing
@@ -28,6 +29,7 @@ TILE = 64
 
 # --- Between the operator's arrays and the tile's -------------------------------------------------
 # `row` and `head` (or a group) choose from x (b, l, h, p) the part (l, p), from dt (b, l, h) the part (l,).
+# Half types are in the operator's arrays only, as integers (arrays.py): converted as they are read and written.
 
 
 @inner
@@ -35,7 +37,7 @@ def load(source, row, head, begin, q, out):
     for j in range(q):
         values, to = source[row, begin + j, head], out[j]
         for k in range(values.shape[0]):
-            to[k] = values[k]
+            to[k] = widen(values[k])
 
 
 @inner
@@ -106,7 +108,7 @@ def store_transposed(values, q, n, part, row, begin, group, out):
     for j in range(q):
         to = out[part, row, begin + j, group]
         for k in range(n):
-            to[k] = values[k, j]
+            to[k] = narrow(values[k, j], to[k])
 
 
 @inner
@@ -161,14 +163,14 @@ def finish(Y, x, D, z, gated, row, head, begin, q, y):
 @inner
 def _with_skip(Y, x, D, y):
     for k in range(y.shape[0]):
-        y[k] = Y[k] + D[k] * x[k]
+        y[k] = narrow(Y[k] + D[k] * widen(x[k]), y[k])
 
 
 @inner
 def _gated(Y, x, D, z, y):
     for k in range(y.shape[0]):
-        gate = z[k]
-        y[k] = (Y[k] + D[k] * x[k]) * (gate * sigmoid(gate))
+        gate = widen(z[k])
+        y[k] = narrow((Y[k] + D[k] * widen(x[k])) * (gate * sigmoid(gate)), y[k])
 
 
 # --- Forward --------------------------------------------------------------------------------------
@@ -207,9 +209,9 @@ def undo_gate(dY, Y, x, D, z, row, head, begin, q, dz):
 @inner
 def _undo_gate(dY, Y, x, D, z, dz):
     for k in range(dz.shape[0]):
-        gate = z[k]
+        gate = widen(z[k])
         s = sigmoid(gate)
-        dz[k] = dY[k] * (Y[k] + D[k] * x[k]) * (s + gate * s * (1 - s))
+        dz[k] = narrow(dY[k] * (Y[k] + D[k] * widen(x[k])) * (s + gate * s * (1 - s)), dz[k])
         dY[k] *= gate * s
 
 
@@ -284,16 +286,16 @@ def finish_inputs(dX, dY, x, steps, D, row, head, begin, q, dx, ddt, here, dD):
     for j in range(q):
         dX_j, dY_j, dx_j, step = dX[j], dY[j], dx[row, begin + j, head], steps[j]
         for k in range(dx_j.shape[0]):
-            dx_j[k] = step * dX_j[k] + D_h[k] * dY_j[k]
+            dx_j[k] = narrow(step * dX_j[k] + D_h[k] * dY_j[k], dx_j[k])
     for j in range(q):
         dX_j, x_j = dX[j], x[row, begin + j, head]
         total = dX.dtype.type(0)
         for k in range(x_j.shape[0]):
-            total += dX_j[k] * x_j[k]
+            total += dX_j[k] * widen(x_j[k])
         ddt[row, begin + j, head] = total
     for j in range(q):
         dY_j, x_j = dY[j], x[row, begin + j, head]
         for k in range(x_j.shape[0]):
-            here[k] += dY_j[k] * x_j[k]
+            here[k] += dY_j[k] * widen(x_j[k])
     for k in range(dD_h.shape[0]):
         dD_h[k] += here[k]

@@ -54,7 +54,7 @@ SPAN = 16 * TILE
 
 
 class Inputs(NamedTuple):
-    """The operator's arrays, or the gradients by them, all of the type that is computed in."""
+    """The operator's arrays, or the gradients by them, of the type that is computed in; x, B, C and z may be half."""
 
     x: np.ndarray  # (b, l, h, p)
     dt: np.ndarray  # (b, l, h)

@@ -145,10 +145,10 @@ def causal_conv1d_update(
     w = _width(given, weight, bias, activation)
     given.parameter("state", state, f"b {w - 1} d")
     working = working_dtype(x, weight, bias, state)
-    window = torch.cat([state.to(working), x.to(working)[:, None]], 1)  # (b, w, d)
-    value = (window * weight.to(working).T).sum(1)
-    y = _activated(value if bias is None else value + bias.to(working), activation == "silu")
-    return y.to(x.dtype), window[:, 1:].to(x.dtype)
+    step = runtime.choose("causal_conv1d_update", "auto", x.device.type) if x.numel() else _one_step
+    wide_bias = None if bias is None else bias.to(working)
+    y, new = step(x, state, weight.to(working), wide_bias, activation == "silu")
+    return y, new
 
 
 def _width(given: Arguments, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
@@ -183,6 +183,15 @@ def _by_definition(
     return _activated(value if bias is None else value + bias, silu)
 
 
+def _one_step(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:
+    window = torch.cat([state.to(weight.dtype), x.to(weight.dtype)[:, None]], 1)  # (b, w, d)
+    value = (window * weight.T).sum(1)
+    y = _activated(value if bias is None else value + bias, silu)
+    return y.to(x.dtype), window[:, 1:].to(x.dtype)
+
+
 def _activated(value: Tensor, silu: bool) -> Tensor:
     return value * torch.sigmoid(value) if silu else value
 
@@ -207,5 +216,11 @@ def _last_of_each(x: Tensor, before: Tensor, seq_idx: Tensor) -> Tensor:
 runtime.register(
     "causal_conv1d",
     cpu="ssmcourse.kernels.causal_conv1d.cpu:causal_conv1d",
+    triton="ssmcourse.kernels.causal_conv1d.triton:causal_conv1d",
     reference=_by_definition,
+)
+runtime.register(
+    "causal_conv1d_update",
+    triton="ssmcourse.kernels.causal_conv1d.triton:update",
+    reference=_one_step,
 )

@@ -123,7 +123,7 @@ def test_it_is_the_depthwise_convolution_of_torch():
 
 
 def test_backends():
-    assert backends("causal_conv1d") == ["cpu", "reference"]
+    assert {"cpu", "reference"} <= set(backends("causal_conv1d"))
 
 
 # --- What is refused ------------------------------------------------------------------------------

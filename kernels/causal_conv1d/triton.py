@@ -1,0 +1,431 @@
+"""The causal convolution in Triton: each tile walks along its steps and holds the last w inputs in registers.
+
+    v_t = bias + weight_{w-1} x_t + weight_{w-2} x_{t-1} + ... + weight_0 x_{t-w+1},      y_t = v_t or silu(v_t)
+
+A program has STRIPS strips of STEPS consecutive steps each, and BLOCK_D channels. It walks along all its strips
+at once. At each step it loads one line of x, and the window moves on: the oldest input falls out, the new one
+comes in. So x is read once from memory, and the w - 1 steps before each strip once more.
+
+Where another sequence begins the window is emptied. Its zeros are multiplied by taps, never by what was there.
+
+| pointer                 | shape         | type                                                        |
+|-------------------------|---------------|-------------------------------------------------------------|
+| x_ptr, dy_ptr           | (b, l, d)     | any floating one; the strides of b and l are free            |
+| y_ptr, dx_ptr           | (b, l, d)     | x's                                                          |
+| weight_ptr, bias_ptr    | (d, w), (d,)  | the one computed in, float32 or float64; no bias: None       |
+| state_ptr, dstate_ptr   | (b, w - 1, d) | weight's; inputs before the first step, oldest first; or None |
+| seq_ptr                 | (b, l)        | int64, or None                                               |
+| partial_ptr             | (p, w + 1, d) | weight's; what program p adds to dweight (w lines) and dbias |
+
+Grid: b times the pieces of STRIPS STEPS steps, then the blocks of channels.
+Elements moved for one of x's: forward 2 + (w - 1) / STEPS; backward 3 + 3 (w - 1) / STEPS, and the partial sums,
+2 (w + 1) / (STRIPS STEPS). FLOPs for one: forward 2 w, backward 6 w, and about ten for silu.
+"""
+
+# A kernel is called with fewer arguments than a type checker counts.
+# pyright: reportCallIssue=false
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssmcourse.kernels import registration, runtime
+from ssmcourse.kernels.causal_conv1d import operator
+from ssmcourse.kernels.compiling import Compilation
+
+
+class Tile(NamedTuple):
+    """STRIPS times BLOCK_D, and STEPS: small where the interpreter goes through every step in Python."""
+
+    elements: int
+    steps: int
+
+
+_INTERPRETED = runtime.triton_mode() == "interpreted"
+FORWARD = Tile(16, 8) if _INTERPRETED else Tile(1024, 16)
+BACKWARD = Tile(16, 8) if _INTERPRETED else Tile(512, 32)
+WIDEST = 32  # taps: the window and the sums of the gradient are in registers
+
+# --- What the kernels share ------------------------------------------------------------------------
+
+
+@triton.jit
+def _sigmoid(v):
+    """1 / (1 + exp(-v)), by an exponential that cannot overflow."""
+    e = tl.exp(-tl.abs(v))
+    return tl.where(v >= 0, 1.0, e) / (1 + e)
+
+
+@triton.jit
+def _strips(l, STRIPS: tl.constexpr, STEPS: tl.constexpr):
+    """The row of this program, and the first step of each of its strips."""
+    pieces = tl.cdiv(l, STRIPS * STEPS)
+    row = (tl.program_id(0) // pieces).to(tl.int64)
+    start = (tl.program_id(0) % pieces) * STRIPS * STEPS + tl.arange(0, STRIPS) * STEPS
+    return row, start[:, None]  # (STRIPS, 1)
+
+
+@triton.jit
+def _taps(weight_ptr, offs_d, d, W: tl.constexpr):
+    """The taps, oldest first, W tiles of (1, BLOCK_D)."""
+    taps = ()
+    for j in tl.static_range(W):
+        taps = taps + (tl.load(weight_ptr + offs_d * W + j, mask=offs_d < d, other=0.0),)
+    return taps
+
+
+@triton.jit
+def _zeros(like, N: tl.constexpr):
+    """N tiles of zeros."""
+    tiles = ()
+    for _ in tl.static_range(N):
+        tiles = tiles + (tl.zeros_like(like),)
+    return tiles
+
+
+@triton.jit
+def _kept(keep, window, N: tl.constexpr):
+    """The N inputs of a window where `keep` (STRIPS, 1) is true, zeros elsewhere."""
+    tiles = ()
+    for j in tl.static_range(N):
+        tiles = tiles + (tl.where(keep, window[j], 0.0),)
+    return tiles
+
+
+@triton.jit
+def _input(x_ptr, state_ptr, offs_x, offs_state, t, l, mask, T: tl.constexpr, MAY_BE_BEFORE: tl.constexpr):
+    """x_t, or for negative t what the initial state holds: (STRIPS, BLOCK_D)."""
+    x = tl.load(x_ptr + offs_x, mask=mask & (t >= 0) & (t < l), other=0.0).to(T)
+    if MAY_BE_BEFORE and state_ptr is not None:
+        x += tl.load(state_ptr + offs_state, mask=mask & (t < 0), other=0.0)
+    return x
+
+
+@triton.jit
+def _mark(seq_ptr, row, t, l):
+    """The number of the sequence of step t, and beyond the ends of the row that of its end: (STRIPS, 1)."""
+    inside = tl.minimum(tl.maximum(t, 0), l - 1)
+    return tl.load(seq_ptr + row * l + inside)
+
+
+@triton.jit
+def _sum(taps, window, bias_ptr, offs_d, d, W: tl.constexpr):
+    """v = bias + taps . window: (STRIPS, BLOCK_D)."""
+    v = taps[0] * window[0]
+    for j in tl.static_range(1, W):
+        v += taps[j] * window[j]
+    if bias_ptr is not None:
+        v += tl.load(bias_ptr + offs_d, mask=offs_d < d, other=0.0)  # (1, BLOCK_D)
+    return v
+
+
+# --- Forward ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, weight_ptr, bias_ptr, state_ptr, seq_ptr, y_ptr, l, d, stride_xb, stride_xl,
+    W: tl.constexpr, SILU: tl.constexpr, STRIPS: tl.constexpr, STEPS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row, start = _strips(l, STRIPS, STEPS)
+    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    mask = offs_d < d
+    offs_x = row * stride_xb + start.to(tl.int64) * stride_xl + offs_d  # of each strip's first step
+    offs_y = (row * l + start) * d + offs_d
+    offs_state = (row * (W - 1) + W - 1 + start) * d + offs_d
+    taps = _taps(weight_ptr, offs_d, d, W)
+    window = _zeros(tl.zeros([STRIPS, BLOCK_D], taps[0].dtype), W - 1)
+    before = start.to(tl.int64) if seq_ptr is None else _mark(seq_ptr, row, start - W, l)
+    for i in tl.static_range(1 - W, STEPS):
+        t = start + i
+        x = _input(
+            x_ptr, state_ptr, offs_x + i * stride_xl, offs_state + i * d, t, l, mask, taps[0].dtype, i < 0
+        )
+        if seq_ptr is not None:
+            mark = _mark(seq_ptr, row, t, l)  # (STRIPS, 1)
+            window = _kept(mark == before, window, W - 1)
+            before = mark
+        window = window + (x,)
+        if i >= 0:
+            v = _sum(taps, window, bias_ptr, offs_d, d, W)
+            y = v * _sigmoid(v) if SILU else v
+            tl.store(y_ptr + offs_y + i * d, y, mask=mask & (t < l))
+        window = window[1:]
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """y; all arguments as in operator.py, x not empty."""
+    (_, l, d), w = x.shape, weight.shape[1]
+    x, y = _lines(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+    given = map(_contiguous, (weight, bias, initial_state, seq_idx))
+    grid, tile = _plan(FORWARD, x, w)
+    with _on(x):
+        forward_kernel[grid](x, *given, y, l, d, *x.stride()[:2], W=w, SILU=silu, **tile)
+    return y
+
+
+# --- Backward --------------------------------------------------------------------------------------
+
+
+@triton.jit
+def backward_kernel(
+    dy_ptr, x_ptr, weight_ptr, bias_ptr, state_ptr, seq_ptr, dx_ptr, dstate_ptr, partial_ptr,
+    l, d, stride_yb, stride_yl, stride_xb, stride_xl,
+    W: tl.constexpr, SILU: tl.constexpr, STRIPS: tl.constexpr, STEPS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    # dv_t reaches the w inputs of step t's window, and x_t has its gradient w - 1 steps later, when
+    # the last window with it has been seen. `sums` are the gradients of the window so far.
+    row, start = _strips(l, STRIPS, STEPS)
+    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    mask = offs_d < d
+    offs_x = row * stride_xb + start.to(tl.int64) * stride_xl + offs_d
+    offs_dy = row * stride_yb + start.to(tl.int64) * stride_yl + offs_d
+    offs_dx = (row * l + start) * d + offs_d
+    offs_state = (row * (W - 1) + W - 1 + start) * d + offs_d
+    taps = _taps(weight_ptr, offs_d, d, W)
+    nothing = tl.zeros([STRIPS, BLOCK_D], taps[0].dtype)
+    window, sums, dtaps = _zeros(nothing, W - 1), _zeros(nothing, W - 1), _zeros(nothing, W)
+    dbias = nothing
+    before = start.to(tl.int64) if seq_ptr is None else _mark(seq_ptr, row, start - W, l)
+    age = start * 0 + W  # steps since a sequence began, (STRIPS, 1)
+    for i in tl.static_range(1 - W, STEPS + W - 1):
+        t = start + i
+        x = _input(
+            x_ptr, state_ptr, offs_x + i * stride_xl, offs_state + i * d, t, l, mask, taps[0].dtype, i < 0
+        )
+        if seq_ptr is not None:
+            mark = _mark(seq_ptr, row, t, l)  # (STRIPS, 1)
+            window = _kept(mark == before, window, W - 1)
+            age = tl.where(mark == before, age + 1, 0)
+            before = mark
+        window = window + (x,)
+        if i >= 0:
+            dv = tl.load(dy_ptr + offs_dy + i * stride_yl, mask=mask & (t < l), other=0.0).to(taps[0].dtype)
+            if SILU:
+                v = _sum(taps, window, bias_ptr, offs_d, d, W)
+                s = _sigmoid(v)
+                dv = tl.where(t < l, dv * (s * (1 + v * (1 - s))), 0.0)  # (STRIPS, BLOCK_D)
+            sums = _spread(sums + (nothing,), dv, taps, age, seq_ptr is not None, W)
+            if i < STEPS:  # later steps are another strip's
+                dtaps = _products(dtaps, dv, window, W)
+                dbias += dv
+            if i >= W - 1:
+                tl.store(dx_ptr + offs_dx + (i - (W - 1)) * d, sums[0], mask=mask & (t - (W - 1) < l))
+            elif dstate_ptr is not None:
+                tl.store(dstate_ptr + offs_state + (i - (W - 1)) * d, sums[0], mask=mask & (start == 0))
+            sums = sums[1:]
+        window = window[1:]
+    offs_partial = tl.program_id(0).to(tl.int64) * (W + 1) * d + offs_d
+    for j in tl.static_range(W):
+        tl.store(partial_ptr + offs_partial + j * d, tl.sum(dtaps[j], 0)[None, :], mask=mask)
+    tl.store(partial_ptr + offs_partial + W * d, tl.sum(dbias, 0)[None, :], mask=mask)
+
+
+@triton.jit
+def _spread(sums, dv, taps, age, PACKED: tl.constexpr, W: tl.constexpr):
+    """The gradients of a window, after dv has reached those of its inputs that are in its sequence."""
+    tiles = ()
+    for j in tl.static_range(W):
+        share = taps[j] * dv  # (STRIPS, BLOCK_D)
+        share = tl.where(age >= W - 1 - j, share, 0.0) if PACKED else share
+        tiles = tiles + (sums[j] + share,)
+    return tiles
+
+
+@triton.jit
+def _products(dtaps, dv, window, W: tl.constexpr):
+    """The gradients of the taps, with what dv adds."""
+    tiles = ()
+    for j in tl.static_range(W):
+        tiles = tiles + (dtaps[j] + dv * window[j],)
+    return tiles
+
+
+def gradient(
+    upstream: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> list[Tensor]:
+    """The gradients of x, weight, bias and initial_state, those that are not None."""
+    (_, l, d), w = x.shape, weight.shape[1]
+    x, dy = _lines(x), _lines(upstream[0])
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    given = [_contiguous(t) for t in (weight, bias, initial_state, seq_idx)]
+    dstate = None if given[2] is None else torch.empty_like(given[2])
+    grid, tile = _plan(BACKWARD, x, w)
+    partial = weight.new_empty(grid[0], w + 1, d)
+    strides = (*dy.stride()[:2], *x.stride()[:2])
+    with _on(x):
+        backward_kernel[grid](dy, x, *given, dx, dstate, partial, l, d, *strides, W=w, SILU=silu, **tile)
+    total = partial.sum(0)  # in one order, whatever the order in which programs ran
+    found = [dx, total[:w].T.contiguous(), total[w].clone(), dstate]
+    return [g for g, given in zip(found, (x, weight, bias, initial_state), strict=True) if given is not None]
+
+
+# --- One step --------------------------------------------------------------------------------------
+
+
+@triton.jit
+def update_kernel(
+    x_ptr, state_ptr, weight_ptr, bias_ptr, y_ptr, new_ptr, d,
+    W: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    # x, y (b, d); state and new (b, w - 1, d). The grid is (b, blocks of channels).
+    row = tl.program_id(0).to(tl.int64)
+    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask = offs_d < d
+    offs_state = row * (W - 1) * d + offs_d
+    taps = _taps(weight_ptr, offs_d, d, W)
+    window = ()
+    for j in tl.static_range(W - 1):
+        window = window + (tl.load(state_ptr + offs_state + j * d, mask=mask, other=0.0).to(taps[0].dtype),)
+    window = window + (tl.load(x_ptr + row * d + offs_d, mask=mask, other=0.0).to(taps[0].dtype),)
+    v = _sum(taps, window, bias_ptr, offs_d, d, W)
+    y = v * _sigmoid(v) if SILU else v  # (BLOCK_D,)
+    tl.store(y_ptr + row * d + offs_d, y, mask=mask)
+    for j in tl.static_range(W - 1):
+        tl.store(new_ptr + offs_state + j * d, window[j + 1], mask=mask)
+
+
+def update_forward(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """y (b, d) and the new state (b, w - 1, d), both of x's dtype, in one launch."""
+    (b, d), w = x.shape, weight.shape[1]
+    _refuse_wide(w)
+    y, new = _fake_update(x, state)
+    given = map(_contiguous, (x, state, weight, bias))
+    block_d = min(256, triton.next_power_of_2(d))
+    with _on(x):
+        update_kernel[b, triton.cdiv(d, block_d)](*given, y, new, d, W=w, SILU=silu, BLOCK_D=block_d)
+    return y, new
+
+
+def update_gradient(
+    upstream: tuple[Tensor | None, ...],
+    outputs: tuple[Tensor, ...],
+    x: Tensor,
+    state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+) -> list[Tensor]:
+    """In torch: generation has no backward, and what trains through steps has few of them."""
+    dy, dnew = upstream
+    window = torch.cat([state.to(weight.dtype), x.to(weight.dtype)[:, None]], 1)  # (b, w, d)
+    dv = torch.zeros_like(window[:, 0]) if dy is None else dy.to(weight.dtype)
+    if silu:
+        v = (window * weight.T).sum(1) + (0 if bias is None else bias)
+        s = torch.sigmoid(v)
+        dv = dv * (s * (1 + v * (1 - s)))
+    dwindow = dv[:, None] * weight.T
+    if dnew is not None:
+        dwindow[:, 1:] += dnew
+    dweight = (dv[:, None] * window).sum(0).T
+    found = [dwindow[:, -1].to(x.dtype), dwindow[:, :-1].to(state.dtype), dweight]
+    found += [] if bias is None else [dv.sum(0)]
+    return [g.clone(memory_format=torch.contiguous_format) for g in found]
+
+
+def _fake_update(x: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(state.shape)
+
+
+# --- Launching -------------------------------------------------------------------------------------
+
+
+def _plan(tile: Tile, x: Tensor, w: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid, and the sizes of a tile. A wider window has fewer elements at once: they are in registers."""
+    _refuse_wide(w)
+    b, l, d = x.shape
+    elements = max(1, tile.elements * 4 // max(4, triton.next_power_of_2(w)))
+    block_d = min(256, elements, triton.next_power_of_2(d))
+    strips = max(1, min(elements // block_d, triton.next_power_of_2(triton.cdiv(l, tile.steps))))
+    grid = (b * triton.cdiv(l, strips * tile.steps), triton.cdiv(d, block_d))
+    return grid, {"STRIPS": strips, "STEPS": tile.steps, "BLOCK_D": block_d}
+
+
+def _refuse_wide(w: int) -> None:
+    if w > WIDEST:
+        raise ValueError(
+            f"weight: got w={w}, expected w of at most {WIDEST} for backend 'triton'; for longer kernels there "
+            "are backend='reference' and fft_conv"
+        )
+
+
+def _lines(x: Tensor) -> Tensor:
+    """Channels next to each other; rows and steps may be apart, as where x is a slice of a projection."""
+    x = x.detach()
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().contiguous()
+
+
+def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def compilations() -> Iterator[Compilation]:
+    """The width of published models, with everything optional and with nothing."""
+    integers = dict.fromkeys(("l", "d", "stride_xb", "stride_xl"), "i32")
+    for dtype, w in (("fp32", 4), ("bf16", 4), ("fp16", 3), ("fp64", 2)):
+        wide = "*fp64" if dtype == "fp64" else "*fp32"
+        for full in (True, False):
+            absent = {} if full else dict.fromkeys(("bias_ptr", "state_ptr", "seq_ptr", "dstate_ptr"))
+            types = {
+                "x_ptr": f"*{dtype}", "weight_ptr": wide, "bias_ptr": wide, "state_ptr": wide, "seq_ptr": "*i64",
+                "y_ptr": f"*{dtype}", "dy_ptr": f"*{dtype}", "dx_ptr": f"*{dtype}", "dstate_ptr": wide,
+                "partial_ptr": wide, "new_ptr": f"*{dtype}", "stride_yb": "i32", "stride_yl": "i32",
+            }  # fmt: skip
+            for kernel, tile in (
+                (forward_kernel, FORWARD),
+                (backward_kernel, BACKWARD),
+                (update_kernel, None),
+            ):
+                sizes: dict[str, Any] = {"W": w, "SILU": full, "BLOCK_D": 256}
+                if tile is not None:
+                    sizes |= {"STRIPS": tile.elements // 256, "STEPS": tile.steps}
+                known = types | integers
+                names = [n for n in kernel.arg_names if n in known]
+                none = {
+                    n: None
+                    for n in names
+                    if n in absent and not (kernel is update_kernel and n == "state_ptr")
+                }
+                signature = {n: known[n] for n in names if n not in none}
+                label = "" if full else " bare"
+                yield Compilation(
+                    f"causal_conv1d.{kernel.__name__} {dtype} w={w}{label}", kernel, signature, sizes | none
+                )
+
+
+causal_conv1d = operator.register("triton", forward, gradient)
+update = registration.register(
+    "causal_conv1d_update_triton",
+    "Tensor x, Tensor state, Tensor weight, Tensor? bias, bool silu",
+    update_forward,
+    update_gradient,
+    _fake_update,
+    results=2,
+)

@@ -1,0 +1,148 @@
+"""The selective scan in Triton: y, the final states, and every CHUNK steps the states for the gradient.
+
+    h_t = exp(Δ_t A) h_{t-1} + B̄_t x_t,    y_t = (C_t h_t + D x_t) silu(z_t)      (Gu & Dao 2023, Eq. 2, Alg. 2)
+
+A program takes one row and BLOCK_D channels from the first step to the last. Its states (N, BLOCK_D) stay in
+registers: gates and inputs of the states, which would be n times as large as x, are never in memory.
+
+Why a loop over the steps and no `tl.associative_scan` as in linear_scan: b d n recurrences are enough to fill a
+GPU, so nothing has to be parallel in time as well. The loop takes one exponential and four other operations for a
+state and step; the scan takes a logarithm of steps more, and it multiplies gates with each other, which turns
+0 · ∞ into NaN where a state of 0 grows. What a loop must do is to hide how long memory takes: STEPS steps are
+loaded together, before the first of them is computed.
+
+Bytes: x, dt, z and y once; B and C once for each block of channels, so 2n/BLOCK_D of x (from the L2 cache); the
+kept states n/CHUNK float32 numbers for each of x. FLOPs: 7n + 40 for each of x (an exponential counted as 2).
+"""
+
+# A kernel is called with fewer arguments than a type checker counts.
+# pyright: reportCallIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssmcourse.kernels import runtime
+from ssmcourse.kernels.compiling import Compilation
+from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, empty, on_device_of, read, refuse
+from ssmcourse.kernels.selective_scan.triton_steps import (
+    advance,
+    place,
+    read_row,
+    read_start,
+    read_states,
+    sigmoid,
+    step_size,
+)
+
+STEPS = 4  # divides CHUNK
+WARPS = 2
+
+
+@triton.jit
+def scan_kernel(
+    x_ptr,  # (b, l, d), its steps stride_x apart; so are dt and z
+    dt_ptr,
+    A_ptr,  # (d, n)
+    B_ptr,  # (b, l, groups_B, n), or (d, n) if not B_MOVES; so is C
+    C_ptr,
+    D_ptr,  # (d,) or None, as bias
+    z_ptr,  # or None
+    bias_ptr,
+    first_ptr,  # (b, d, n) or None
+    sequence_ptr,  # (b, l) int64 or None
+    y_ptr,  # (b, l, d)
+    final_ptr,  # (sequences, d, n) or None
+    kept_ptr,  # (b, chunks, n, d) or None
+    l, d, n, groups, groups_B, groups_C, stride_x, stride_dt, stride_z,
+    B_MOVES: tl.constexpr, C_MOVES: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr,
+    CHUNK: tl.constexpr, STEPS: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Grid: (b · groups · blocks of channels in a group,)."""
+    dtype: tl.constexpr = A_ptr.dtype.element_ty  # computed in: float32 or float64
+    row, group, offs_d, mask_d = place(tl.program_id(0), d, groups, BLOCK_D)
+    offs_n = tl.arange(0, N)
+    offs = offs_d[None, :] * n + offs_n[:, None]  # in (d, n)
+    mask = mask_d[None, :] & (offs_n < n)[:, None]
+    A = tl.load(A_ptr + offs, mask=mask, other=0.0)  # (N, BLOCK_D)
+    if not B_MOVES:
+        B = tl.load(B_ptr + offs, mask=mask, other=0.0).to(dtype)  # (N, BLOCK_D)
+    if not C_MOVES:
+        C = tl.load(C_ptr + offs, mask=mask, other=0.0).to(dtype)  # (N, BLOCK_D)
+    bias = 0.0 if bias_ptr is None else tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
+    D = 0.0 if D_ptr is None else tl.load(D_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
+    if first_ptr is None:
+        h = tl.zeros((N, BLOCK_D), dtype)
+    else:
+        h = tl.load(first_ptr + row * d * n + offs, mask=mask, other=0.0)  # (N, BLOCK_D)
+
+    for begin in range(0, l, STEPS):
+        if kept_ptr is not None:
+            if begin % CHUNK == 0:
+                chunk = row * tl.cdiv(l, CHUNK) + begin // CHUNK
+                tl.store(kept_ptr + (chunk * n + offs_n[:, None]) * d + offs_d[None, :], h, mask=mask)
+        xs, dts, zs, Bs, Cs = (), (), (), (), ()
+        for s in tl.static_range(STEPS):
+            t = begin + s
+            xs = xs + (read_row(x_ptr, row, t, l, stride_x, offs_d, mask_d, dtype),)
+            dts = dts + (read_row(dt_ptr, row, t, l, stride_dt, offs_d, mask_d, dtype),)
+            if z_ptr is not None:
+                zs = zs + (read_row(z_ptr, row, t, l, stride_z, offs_d, mask_d, dtype),)
+            if B_MOVES:
+                group_B = group * groups_B // groups
+                Bs = Bs + (read_states(B_ptr, row, t, l, group_B, groups_B, n, offs_n, dtype),)
+            if C_MOVES:
+                group_C = group * groups_C // groups
+                Cs = Cs + (read_states(C_ptr, row, t, l, group_C, groups_C, n, offs_n, dtype),)
+        for s in tl.static_range(STEPS):
+            t = begin + s
+            if sequence_ptr is not None:
+                anew, before = read_start(sequence_ptr, row, t, l)
+                if final_ptr is not None:
+                    tl.store(final_ptr + before * d * n + offs, h, mask=mask & anew)
+                h = tl.where(anew, 0.0, h)
+            B_s = Bs[s] if B_MOVES else B
+            C_s = Cs[s] if C_MOVES else C
+            delta, _ = step_size(dts[s], bias, SOFTPLUS)
+            # Past the end of the row the state stays what it is.
+            h = tl.where(t < l, advance(h, xs[s], delta, A, B_s, ZOH), h)
+            y = tl.sum(C_s * h, 0) + D * xs[s]  # (BLOCK_D,)
+            if z_ptr is not None:
+                y *= zs[s] * sigmoid(zs[s])
+            offs_y = (row * l + t) * d + offs_d
+            tl.store(y_ptr + offs_y, y.to(y_ptr.dtype.element_ty), mask=mask_d & (t < l))
+
+    if final_ptr is not None:
+        last = row if sequence_ptr is None else tl.load(sequence_ptr + row * l + l - 1)
+        tl.store(final_ptr + last * d * n + offs, h, mask=mask)
+
+
+def scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, initial_state: Tensor | None, sequence: Tensor | None,
+    sequences: int, dt_softplus: bool, zoh: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, the final states, and the states kept for the gradient, (b, chunks, n, d)."""
+    refuse(A)
+    y, final, kept = empty(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence, sequences, dt_softplus, zoh, keep)
+    if x.numel() == 0:
+        return y, final.zero_() if initial_state is None else final.copy_(initial_state[:sequences]), kept
+    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, states=1024)
+    with on_device_of(x):
+        scan_kernel[(len(x) * given.programs,)](
+            **given.tensors,
+            first_ptr=None if initial_state is None else initial_state.contiguous(),
+            y_ptr=y,
+            final_ptr=final if sequences else None,
+            kept_ptr=kept if keep else None,
+            **given.sizes,
+            **given.options,
+            STEPS=STEPS,
+            num_warps=WARPS,
+        )
+    return y, final, kept

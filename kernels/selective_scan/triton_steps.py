@@ -1,0 +1,121 @@
+"""The arithmetic of the selective scan in Triton: a step of the recurrence, and the functions in it.
+
+    delta = softplus(dt + bias)
+    h     = gate h + share B delta x        gate = exp(delta A); share = 1 (Euler), (gate - 1) / (delta A) (zoh)
+
+(Gu & Dao 2023, Eq. 2a and 4.) Everything here is called by the kernels beside it and knows no pointer. A tile has
+the states along its first axis and the channels along its second: then a thread holds all states of its channel,
+C h is a sum inside a thread, and neighbouring threads read neighbouring channels.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def step_size(dt, bias, SOFTPLUS: tl.constexpr):
+    """delta, and what the softplus was taken of."""
+    raw = dt + bias
+    if SOFTPLUS:
+        delta = softplus(raw)
+    else:
+        delta = raw
+    return delta, raw
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x) = max(x, 0) + log1p(e), e = exp(-|x|), to the last digits also where it is small.
+
+    log(1 + e) would round 1 + e. So log1p(e) = 2 artanh(s), s = e / (2 + e) <= 1/3, by its series.
+    """
+    TERMS: tl.constexpr = 17 if x.dtype == tl.float64 else 8
+    e = tl.exp(-tl.abs(x))
+    s = e / (2.0 + e)
+    series = 0.0 * s
+    for k in tl.static_range(TERMS, -1, -1):
+        series = series * (s * s) + 1.0 / (2 * k + 1)
+    return tl.maximum(x, 0.0) + 2.0 * s * series
+
+
+@triton.jit
+def sigmoid(x):
+    """By e^-|x|, which never overflows."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0.0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
+def share(exponent, gate):
+    """(e^z - 1) / z: the part of a held input that zero-order hold lets through. Near 0 by its Taylor series."""
+    TERMS: tl.constexpr = 16 if exponent.dtype == tl.float64 else 9
+    near = tl.abs(exponent) < 0.5
+    z = tl.where(near, exponent, 0.0)
+    series = 1.0 + 0.0 * z
+    for k in tl.static_range(TERMS, 1, -1):  # 1 + z/2 (1 + z/3 (1 + z/4 (...)))
+        series = series * z * (1.0 / k) + 1.0
+    return tl.where(near, series, (gate - 1.0) / tl.where(near, 1.0, exponent))
+
+
+@triton.jit
+def share_slope(exponent, gate, share):
+    """The derivative of `share`: (e^z - share) / z, near 0 the derivative of the series."""
+    TERMS: tl.constexpr = 16 if exponent.dtype == tl.float64 else 9
+    near = tl.abs(exponent) < 0.5
+    z = tl.where(near, exponent, 0.0)
+    series = 1.0 + 0.0 * z
+    for k in tl.static_range(TERMS, 0, -1):  # 1/2 (1 + z 2/(1·3) (1 + z 3/(2·4) (...)))
+        series = series * z * ((k + 1.0) / (k * (k + 2.0))) + 1.0
+    return tl.where(near, 0.5 * series, (gate - share) / tl.where(near, 1.0, exponent))
+
+
+@triton.jit
+def advance(h, x, delta, A, B, ZOH: tl.constexpr):
+    """The state after a step. h, A (N, BLOCK_D); B (N, BLOCK_D), or (N, 1) for all channels; x, delta (BLOCK_D,)."""
+    exponent = delta[None, :] * A
+    gate = tl.exp(exponent)
+    entering = B * (delta * x)[None, :]
+    if ZOH:
+        entering *= share(exponent, gate)
+    return gate * h + entering
+
+
+# --- What kernels read ----------------------------------------------------------------------------
+
+
+@triton.jit
+def read_row(ptr, row, t, l, stride, offs_d, mask_d, dtype: tl.constexpr):
+    """Step t of a row of (b, l, d), its steps `stride` apart: (BLOCK_D,); zero past the end."""
+    offs = (row * l + t) * stride + offs_d
+    return tl.load(ptr + offs, mask=mask_d & (t < l), other=0.0).to(dtype)  # (BLOCK_D,)
+
+
+@triton.jit
+def read_states(ptr, row, t, l, group, groups, n, offs_n, dtype: tl.constexpr):
+    """Step t of B or C (b, l, groups, n), as a tile for all channels: (N, 1); zero past the end."""
+    offs = ((row * l + t) * groups + group) * n + offs_n
+    return tl.load(ptr + offs, mask=(offs_n < n) & (t < l), other=0.0).to(dtype)[:, None]  # (N, 1)
+
+
+@triton.jit
+def read_start(sequence_ptr, row, t, l):
+    """Whether step t starts a packed sequence anew, and the number of the one before it."""
+    inside = (t > 0) & (t < l)
+    here = tl.load(sequence_ptr + row * l + t, mask=inside, other=0)
+    before = tl.load(sequence_ptr + row * l + t - 1, mask=inside, other=0)
+    return here != before, before
+
+
+@triton.jit
+def place(pid, d, groups, BLOCK_D: tl.constexpr):
+    """What a program does: its row, group and channels, and which of them are there.
+
+    A row takes `groups` times as many programs as blocks that cover a group: no block has channels of two groups.
+    """
+    each = d // groups
+    blocks = tl.cdiv(each, BLOCK_D)
+    group = pid // blocks % groups
+    offs = pid % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    return (pid // (blocks * groups)).to(tl.int64), group, group * each + offs, offs < each

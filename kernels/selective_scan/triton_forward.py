@@ -33,11 +33,13 @@ from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, empty, on_d
 from ssmcourse.kernels.selective_scan.triton_steps import (
     advance,
     place,
-    read_row,
+    read_block,
     read_start,
     read_states,
     sigmoid,
+    step_of,
     step_size,
+    with_step,
 )
 
 STEPS = 4  # divides CHUNK
@@ -86,36 +88,32 @@ def scan_kernel(
             if begin % CHUNK == 0:
                 chunk = row * tl.cdiv(l, CHUNK) + begin // CHUNK
                 tl.store(kept_ptr + (chunk * n + offs_n[:, None]) * d + offs_d[None, :], h, mask=mask)
-        xs, dts, zs, Bs, Cs = (), (), (), (), ()
+        t = begin + tl.arange(0, STEPS)
+        x = read_block(x_ptr, row, t, l, stride_x, offs_d, mask_d, dtype)  # (STEPS, BLOCK_D)
+        dt = read_block(dt_ptr, row, t, l, stride_dt, offs_d, mask_d, dtype)  # (STEPS, BLOCK_D)
+        delta, _ = step_size(dt, bias, SOFTPLUS)
+        if B_MOVES:
+            B = read_states(B_ptr, row, t, l, group * groups_B // groups, groups_B, n, N, BLOCK_D, dtype)
+        if C_MOVES:
+            C = read_states(C_ptr, row, t, l, group * groups_C // groups, groups_C, n, N, BLOCK_D, dtype)
+        y = D * x
         for s in tl.static_range(STEPS):
-            t = begin + s
-            xs = xs + (read_row(x_ptr, row, t, l, stride_x, offs_d, mask_d, dtype),)
-            dts = dts + (read_row(dt_ptr, row, t, l, stride_dt, offs_d, mask_d, dtype),)
-            if z_ptr is not None:
-                zs = zs + (read_row(z_ptr, row, t, l, stride_z, offs_d, mask_d, dtype),)
-            if B_MOVES:
-                group_B = group * groups_B // groups
-                Bs = Bs + (read_states(B_ptr, row, t, l, group_B, groups_B, n, offs_n, dtype),)
-            if C_MOVES:
-                group_C = group * groups_C // groups
-                Cs = Cs + (read_states(C_ptr, row, t, l, group_C, groups_C, n, offs_n, dtype),)
-        for s in tl.static_range(STEPS):
-            t = begin + s
             if sequence_ptr is not None:
-                anew, before = read_start(sequence_ptr, row, t, l)
+                anew, before = read_start(sequence_ptr, row, begin + s, l)
                 if final_ptr is not None:
                     tl.store(final_ptr + before * d * n + offs, h, mask=mask & anew)
                 h = tl.where(anew, 0.0, h)
-            B_s = Bs[s] if B_MOVES else B
-            C_s = Cs[s] if C_MOVES else C
-            delta, _ = step_size(dts[s], bias, SOFTPLUS)
-            # Past the end of the row the state stays what it is.
-            h = tl.where(t < l, advance(h, xs[s], delta, A, B_s, ZOH), h)
-            y = tl.sum(C_s * h, 0) + D * xs[s]  # (BLOCK_D,)
-            if z_ptr is not None:
-                y *= zs[s] * sigmoid(zs[s])
-            offs_y = (row * l + t) * d + offs_d
-            tl.store(y_ptr + offs_y, y.to(y_ptr.dtype.element_ty), mask=mask_d & (t < l))
+            B_s = step_of(B, s) if B_MOVES else B
+            C_s = step_of(C, s) if C_MOVES else C
+            after = advance(h, step_of(x, s), step_of(delta, s), A, B_s, ZOH)
+            h = tl.where(begin + s < l, after, h)  # past the end it stays what it is
+            y = with_step(y, s, step_of(y, s) + tl.sum(C_s * h, 0))
+        if z_ptr is not None:
+            z = read_block(z_ptr, row, t, l, stride_z, offs_d, mask_d, dtype)  # (STEPS, BLOCK_D)
+            y *= z * sigmoid(z)
+        offs_y = (row * l + t)[:, None] * d + offs_d[None, :]
+        mask_y = (t < l)[:, None] & mask_d[None, :]
+        tl.store(y_ptr + offs_y, y.to(y_ptr.dtype.element_ty), mask=mask_y)
 
     if final_ptr is not None:
         last = row if sequence_ptr is None else tl.load(sequence_ptr + row * l + l - 1)

@@ -82,21 +82,44 @@ def advance(h, x, delta, A, B, ZOH: tl.constexpr):
     return gate * h + entering
 
 
-# --- What kernels read ----------------------------------------------------------------------------
+# --- Blocks of steps ------------------------------------------------------------------------------
 
 
 @triton.jit
-def read_row(ptr, row, t, l, stride, offs_d, mask_d, dtype: tl.constexpr):
-    """Step t of a row of (b, l, d), its steps `stride` apart: (BLOCK_D,); zero past the end."""
-    offs = (row * l + t) * stride + offs_d
-    return tl.load(ptr + offs, mask=mask_d & (t < l), other=0.0).to(dtype)  # (BLOCK_D,)
+def read_block(ptr, row, t, l, stride, offs_d, mask_d, dtype: tl.constexpr):
+    """Steps t (STEPS,) of a row of (b, l, d), `stride` apart in memory; zero past the end."""
+    offs = (row * l + t)[:, None] * stride + offs_d[None, :]
+    mask = (t < l)[:, None] & mask_d[None, :]
+    return tl.load(ptr + offs, mask=mask, other=0.0).to(dtype)  # (STEPS, BLOCK_D)
 
 
 @triton.jit
-def read_states(ptr, row, t, l, group, groups, n, offs_n, dtype: tl.constexpr):
-    """Step t of B or C (b, l, groups, n), as a tile for all channels: (N, 1); zero past the end."""
-    offs = ((row * l + t) * groups + group) * n + offs_n
-    return tl.load(ptr + offs, mask=(offs_n < n) & (t < l), other=0.0).to(dtype)[:, None]  # (N, 1)
+def read_states(ptr, row, t, l, group, groups, n, N: tl.constexpr, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
+    """Steps t of B or C (b, l, groups, n), the same for all channels; zero past the end."""
+    offs_n = tl.arange(0, N)
+    offs = ((row * l + t) * groups + group)[:, None] * n + offs_n[None, :]
+    mask = (t < l)[:, None] & (offs_n < n)[None, :]
+    B = tl.load(ptr + offs, mask=mask, other=0.0).to(dtype)  # (STEPS, N)
+    return tl.broadcast_to(B[:, :, None], (t.shape[0], N, BLOCK_D))  # (STEPS, N, BLOCK_D)
+
+
+@triton.jit
+def step_of(block, s):
+    """block[s], where a tile's first axis are steps.
+
+    Triton cannot index a tile; a sum with zeros for all other steps can. It is taken of the numbers' bits: an
+    integer plus 0 is nothing to do, once s is known and a thread holds all steps of its channel.
+    """
+    steps = tl.arange(0, block.shape[0]).reshape((block.shape[0],) + (1,) * (len(block.shape) - 1))
+    bits = block.to(tl.int64 if block.dtype == tl.float64 else tl.int32, bitcast=True)
+    return tl.sum(tl.where(steps == s, bits, 0), 0).to(block.dtype, bitcast=True)
+
+
+@triton.jit
+def with_step(block, s, value):
+    """block (STEPS, BLOCK_D) with value (BLOCK_D,) as its step s."""
+    steps = tl.arange(0, block.shape[0])[:, None]
+    return tl.where(steps == s, value[None, :], block)
 
 
 @triton.jit

@@ -103,8 +103,11 @@ def _machine(
 
 
 def _run(machine: Machine, kernel: Callable[..., None], arguments: list[Any]) -> None:
-    with np.errstate(all="ignore"):
-        machine.run(lambda: kernel(*arguments))
+    def body() -> None:
+        with np.errstate(all="ignore"):  # in each thread: a coroutine does not see what the caller has set
+            kernel(*arguments)
+
+    machine.run(body)
 
 
 def _dim(name: str, size: Size, at_most: int) -> Dim:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -222,6 +223,25 @@ def test_tensors_are_written_in_place():
     y = torch.zeros(N)
     assert sanitize(case.kernel, 1, N, torch.from_numpy(X), y)
     assert torch.equal(y, torch.from_numpy(X).flip(0))
+
+
+@pytest.mark.parametrize("run", [sanitize, execute])
+def test_overflow_is_infinity_without_a_word(run):
+    """As on a GPU. The tests turn warnings into errors, and each thread has settings of NumPy's of its own."""
+
+    @cuda.jit
+    def kernel(x, y):
+        i = cuda.threadIdx.x
+        y[i] = x[i] * x[i]
+        cuda.syncthreads()
+        y[i] = y[i] - y[i]
+
+    y = np.zeros(2, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = run(kernel, 1, 2, np.array([1e30, 2], np.float32), y)
+    assert report is None or report
+    np.testing.assert_array_equal(y, [np.nan, 0])
 
 
 def test_a_read_only_array_may_be_read():

@@ -9,9 +9,8 @@
     look_back        any length in a single pass: each number is read or written once
 
 `steps` has what they share. All but the first multiply gates with each other: see there what becomes of a product
-that leaves the range of a float. In short: never NaN for a gate of 0 or a state of 0; infinity, or 0 for what is tiny,
-where the sequence would have come back. And where a state is infinite, a gate of 0 brings some rungs back to
-numbers, when the sequence has NaN from there on.
+that leaves the range of a float. In short: 0 times infinity is 0 there, so that no NaN comes from gates and states
+that are finite step by step; but a state may be infinite, or 0, where the sequence would have come back.
 """
 
 from __future__ import annotations

@@ -4,12 +4,15 @@ A tile needs the state that its predecessor ends with. Instead of a kernel of it
 
     1. take a ticket, which says which tile is mine: tiles before mine are then in work already, or done
     2. scan my tile (rung 5); publish its total, a pair: status TOTAL
-    3. look back from tile to tile: combine the totals, up to the first tile whose last state is known
+    3. look back from tile to tile, to the nearest one whose last state is known; then come forward through the totals
     4. publish my own last state: status STATE; then go through my steps from the state that enters
 
 The look-back is short: those who are waited for publish their totals without waiting for anybody. What a block
 publishes lies in memory first; then comes a fence; then the status changes, one word and atomically. Who reads the status
 has a fence too before reading the rest. One warp looks back, a lane a channel: lane 0 reads the status for all.
+
+Merrill & Garland combine totals while they go back. How far they go is chance, and with it how their floats are rounded.
+Coming forward does, for every tile on the way, what that tile does itself: the same bits in every run.
 
 Arrays: a, b, h (b, l, d); initial_state (b, d); ticket (1,) and status (blocks,) of int32, zero at first; published
 (3, blocks, 32): a tile's total gate, total state, last state. Grid: a block a tile, b ceil(d / 32) ceil(l / (segments
@@ -35,7 +38,7 @@ from ssmcourse.kernels.linear_scan.numba_cuda.several_steps import (
     tile_of,
     walk,
 )
-from ssmcourse.kernels.linear_scan.numba_cuda.steps import device, then, times
+from ssmcourse.kernels.linear_scan.numba_cuda.steps import device, times
 from ssmcourse.kernels.linear_scan.numba_cuda.warp_shuffles import ALL_LANES
 
 SEGMENTS = 2 if SIMULATED else 16
@@ -78,12 +81,14 @@ def ask(status, block, lane):
 @device
 def look_back(status, published, block, sequences, lane):
     """The state that enters this tile; its predecessors are `sequences` blocks apart."""
-    block -= sequences
-    gate, state = published.dtype.type(1), published.dtype.type(0)
-    while ask(status, block, lane) == TOTAL:
-        gate, state = then(published[GATES, block, lane], published[STATES, block, lane], gate, state)
-        block -= sequences
-    return times(gate, published[LAST, block, lane]) + state
+    known = block - sequences
+    while ask(status, known, lane) == TOTAL:
+        known -= sequences
+    state = published[LAST, known, lane]
+    while known < block - sequences:
+        known += sequences
+        state = times(published[GATES, known, lane], state) + published[STATES, known, lane]
+    return state
 
 
 @device

@@ -10,8 +10,8 @@ neighbours in memory at once, and in shared memory each lane has a bank of its o
 Arrays: a, b, h (b, l, d); initial_state (b, d). Grid: a block a row and strip of 32 channels. Shared: 128 numbers a
 segment. Bytes: a, b and h once. Work: 2 combinations a step and log2(segments) / STEPS more; l is at most 32 STEPS.
 
-The last pass is the recurrence itself, with the gates as they were given: only the state before a thread's steps comes
-from products of gates. The two rungs above take tiles from here.
+In the last pass the gates are those that were given: only the state before a thread's steps comes from products of
+gates. The two rungs above take tiles from here.
 """
 
 # pyright: reportCallIssue=false, reportIndexIssue=false
@@ -74,7 +74,7 @@ def walk(gates, inputs, state, h, i, first, k, reverse):
     """From the state before a thread's steps through all of them."""
     _, l, d = h.shape
     for e in range(STEPS):
-        state = gates[e] * state + inputs[e]
+        state = times(gates[e], state) + inputs[e]
         if first + e < l and k < d:
             h[i, time_of(first + e, l, reverse), k] = state
 

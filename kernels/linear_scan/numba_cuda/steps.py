@@ -8,8 +8,10 @@ which is `then`. It is associative, so any grouping will do, but it does not com
 The pair (1, 0) changes nothing; it stands where there is no step.
 
 The product of many gates may leave the range of a float where the states themselves do not: 1e30 1e30 0 is 0 if a state
-goes through it step by step, and infinity times 0 if the first two gates are multiplied first. So `times` says
-that this is 0, and a reset still resets. Where such a product meets another state than 0, infinity remains.
+goes through it step by step, and infinity times 0 if the first two gates are multiplied first. So in these kernels 0
+times infinity is 0 (`times`): a reset still resets, and a state of 0 stays 0. This goes for an infinity that was given
+as well. What it cannot save: an infinite product that meets another state is infinite, and one that meets a product
+that was too small for a float is 0, where the sequence may come back to ordinary numbers.
 """
 
 # A device function is called with arrays that a type checker cannot know.
@@ -52,5 +54,5 @@ def load_step(a, b, initial_state, i, step, k, reverse):
         return a.dtype.type(1), a.dtype.type(0)
     t = time_of(step, l, reverse)
     if step == 0:
-        return a[i, t, k], a[i, t, k] * initial_state[i, k] + b[i, t, k]
+        return a[i, t, k], times(a[i, t, k], initial_state[i, k]) + b[i, t, k]
     return a[i, t, k], b[i, t, k]

@@ -36,6 +36,7 @@ from ssmcourse.kernels.selective_scan.triton_steps import (
     read_block,
     read_start,
     read_states,
+    of_channels,
     sigmoid,
     step_of,
     step_size,
@@ -83,19 +84,32 @@ def scan_kernel(
     else:
         h = tl.load(first_ptr + row * d * n + offs, mask=mask, other=0.0)  # (N, BLOCK_D)
 
+    t = tl.arange(0, STEPS)
+    group_B = group * groups_B // groups
+    group_C = group * groups_C // groups
+    x_next = read_block(x_ptr, row, t, l, stride_x, offs_d, mask_d)  # (STEPS, BLOCK_D)
+    dt_next = read_block(dt_ptr, row, t, l, stride_dt, offs_d, mask_d)  # (STEPS, BLOCK_D)
+    z_next = x_next if z_ptr is None else read_block(z_ptr, row, t, l, stride_z, offs_d, mask_d)
+    B_next = B if not B_MOVES else read_states(B_ptr, row, t, l, group_B, groups_B, n, N)
+    C_next = C if not C_MOVES else read_states(C_ptr, row, t, l, group_C, groups_C, n, N)
     for begin in range(0, l, STEPS):
         if kept_ptr is not None:
             if begin % CHUNK == 0:
                 chunk = row * tl.cdiv(l, CHUNK) + begin // CHUNK
                 tl.store(kept_ptr + (chunk * n + offs_n[:, None]) * d + offs_d[None, :], h, mask=mask)
         t = begin + tl.arange(0, STEPS)
-        x = read_block(x_ptr, row, t, l, stride_x, offs_d, mask_d, dtype)  # (STEPS, BLOCK_D)
-        dt = read_block(dt_ptr, row, t, l, stride_dt, offs_d, mask_d, dtype)  # (STEPS, BLOCK_D)
-        delta, _ = step_size(dt, bias, SOFTPLUS)
+        x, z, B_here, C_here = x_next.to(dtype), z_next.to(dtype), B_next, C_next
+        delta, _ = step_size(dt_next.to(dtype), bias, SOFTPLUS)
+        x_next = read_block(x_ptr, row, t + STEPS, l, stride_x, offs_d, mask_d)  # (STEPS, BLOCK_D)
+        dt_next = read_block(dt_ptr, row, t + STEPS, l, stride_dt, offs_d, mask_d)  # (STEPS, BLOCK_D)
+        if z_ptr is not None:
+            z_next = read_block(z_ptr, row, t + STEPS, l, stride_z, offs_d, mask_d)
         if B_MOVES:
-            B = read_states(B_ptr, row, t, l, group * groups_B // groups, groups_B, n, N, BLOCK_D, dtype)
+            B_next = read_states(B_ptr, row, t + STEPS, l, group_B, groups_B, n, N)
+            B_all = of_channels(B_here, BLOCK_D, dtype)
         if C_MOVES:
-            C = read_states(C_ptr, row, t, l, group * groups_C // groups, groups_C, n, N, BLOCK_D, dtype)
+            C_next = read_states(C_ptr, row, t + STEPS, l, group_C, groups_C, n, N)
+            C_all = of_channels(C_here, BLOCK_D, dtype)
         y = D * x
         for s in tl.static_range(STEPS):
             if sequence_ptr is not None:
@@ -103,13 +117,12 @@ def scan_kernel(
                 if final_ptr is not None:
                     tl.store(final_ptr + before * d * n + offs, h, mask=mask & anew)
                 h = tl.where(anew, 0.0, h)
-            B_s = step_of(B, s) if B_MOVES else B
-            C_s = step_of(C, s) if C_MOVES else C
+            B_s = step_of(B_all, s) if B_MOVES else B
+            C_s = step_of(C_all, s) if C_MOVES else C
             after = advance(h, step_of(x, s), step_of(delta, s), A, B_s, ZOH)
             h = tl.where(begin + s < l, after, h)  # past the end it stays what it is
             y = with_step(y, s, step_of(y, s) + tl.sum(C_s * h, 0))
         if z_ptr is not None:
-            z = read_block(z_ptr, row, t, l, stride_z, offs_d, mask_d, dtype)  # (STEPS, BLOCK_D)
             y *= z * sigmoid(z)
         offs_y = (row * l + t)[:, None] * d + offs_d[None, :]
         mask_y = (t < l)[:, None] & mask_d[None, :]

@@ -86,21 +86,26 @@ def advance(h, x, delta, A, B, ZOH: tl.constexpr):
 
 
 @triton.jit
-def read_block(ptr, row, t, l, stride, offs_d, mask_d, dtype: tl.constexpr):
+def read_block(ptr, row, t, l, stride, offs_d, mask_d):
     """Steps t (STEPS,) of a row of (b, l, d), `stride` apart in memory; zero past the end."""
     offs = (row * l + t)[:, None] * stride + offs_d[None, :]
     mask = (t < l)[:, None] & mask_d[None, :]
-    return tl.load(ptr + offs, mask=mask, other=0.0).to(dtype)  # (STEPS, BLOCK_D)
+    return tl.load(ptr + offs, mask=mask, other=0.0)  # (STEPS, BLOCK_D)
 
 
 @triton.jit
-def read_states(ptr, row, t, l, group, groups, n, N: tl.constexpr, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
-    """Steps t of B or C (b, l, groups, n), the same for all channels; zero past the end."""
+def read_states(ptr, row, t, l, group, groups, n, N: tl.constexpr):
+    """Steps t of B or C (b, l, groups, n); zero past the end."""
     offs_n = tl.arange(0, N)
     offs = ((row * l + t) * groups + group)[:, None] * n + offs_n[None, :]
     mask = (t < l)[:, None] & (offs_n < n)[None, :]
-    B = tl.load(ptr + offs, mask=mask, other=0.0).to(dtype)  # (STEPS, N)
-    return tl.broadcast_to(B[:, :, None], (t.shape[0], N, BLOCK_D))  # (STEPS, N, BLOCK_D)
+    return tl.load(ptr + offs, mask=mask, other=0.0)  # (STEPS, N)
+
+
+@triton.jit
+def of_channels(B, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
+    """B (STEPS, N) for all channels."""
+    return tl.broadcast_to(B.to(dtype)[:, :, None], (B.shape[0], B.shape[1], BLOCK_D))  # (STEPS, N, BLOCK_D)
 
 
 @triton.jit

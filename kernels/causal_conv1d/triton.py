@@ -24,6 +24,8 @@ Elements moved for one of x's: forward 2 + (w - 1) / STEPS; backward 3 + 3 (w - 
 
 # A kernel is called with fewer arguments than a type checker counts.
 # pyright: reportCallIssue=false
+# Triton's compiler does not know (*tiles, tile).
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -49,8 +51,9 @@ class Tile(NamedTuple):
 
 
 _INTERPRETED = runtime.triton_mode() == "interpreted"
-FORWARD = Tile(16, 8) if _INTERPRETED else Tile(1024, 16)
+FORWARD = Tile(16, 8) if _INTERPRETED else Tile(512, 32)
 BACKWARD = Tile(16, 8) if _INTERPRETED else Tile(512, 32)
+AHEAD = 4  # lines of x that a thread asks for before it needs the first
 WIDEST = 32  # taps: the window and the sums of the gradient are in registers
 
 # --- What the kernels share ------------------------------------------------------------------------
@@ -100,19 +103,40 @@ def _kept(keep, window, N: tl.constexpr):
 
 
 @triton.jit
-def _input(x_ptr, state_ptr, offs_x, offs_state, t, l, mask, T: tl.constexpr, MAY_BE_BEFORE: tl.constexpr):
-    """x_t, or for negative t what the initial state holds: (STRIPS, BLOCK_D)."""
-    x = tl.load(x_ptr + offs_x, mask=mask & (t >= 0) & (t < l), other=0.0).to(T)
-    if MAY_BE_BEFORE and state_ptr is not None:
-        x += tl.load(state_ptr + offs_state, mask=mask & (t < 0), other=0.0)
-    return x
+def _mark(seq_ptr, row, t, l):
+    """The number of step t's sequence, and beyond the ends of the row that of its end: (STRIPS, 1)."""
+    inside = tl.minimum(tl.maximum(t, 0), l - 1)
+    return tl.load(seq_ptr + row * l + inside)
 
 
 @triton.jit
-def _mark(seq_ptr, row, t, l):
-    """The number of the sequence of step t, and beyond the ends of the row that of its end: (STRIPS, 1)."""
-    inside = tl.minimum(tl.maximum(t, 0), l - 1)
-    return tl.load(seq_ptr + row * l + inside)
+def _first_window(
+    x_ptr,
+    state_ptr,
+    seq_ptr,
+    offs_x,
+    offs_state,
+    row,
+    start,
+    l,
+    mask,
+    stride_xl,
+    d,
+    W: tl.constexpr,
+    T: tl.constexpr,
+):
+    """The w - 1 inputs before each strip, (STRIPS, BLOCK_D); those before the first step are the initial state's."""
+    window = ()
+    for i in tl.static_range(1 - W, 0):
+        t = start + i
+        x = tl.load(x_ptr + offs_x + i * stride_xl, mask=mask & (t >= 0) & (t < l), other=0.0).to(T)
+        if state_ptr is not None:
+            x += tl.load(state_ptr + offs_state + i * d, mask=mask & (t < 0), other=0.0)
+        if seq_ptr is not None:
+            same = _mark(seq_ptr, row, t, l) == _mark(seq_ptr, row, t - 1, l)
+            window = _kept(same, window, W - 1 + i)
+        window = window + (x,)
+    return window
 
 
 @triton.jit
@@ -132,7 +156,8 @@ def _sum(taps, window, bias_ptr, offs_d, d, W: tl.constexpr):
 @triton.jit
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, state_ptr, seq_ptr, y_ptr, l, d, stride_xb, stride_xl,
-    W: tl.constexpr, SILU: tl.constexpr, STRIPS: tl.constexpr, STEPS: tl.constexpr, BLOCK_D: tl.constexpr,
+    W: tl.constexpr, SILU: tl.constexpr, STRIPS: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row, start = _strips(l, STRIPS, STEPS)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
@@ -141,23 +166,27 @@ def forward_kernel(
     offs_y = (row * l + start) * d + offs_d
     offs_state = (row * (W - 1) + W - 1 + start) * d + offs_d
     taps = _taps(weight_ptr, offs_d, d, W)
-    window = _zeros(tl.zeros([STRIPS, BLOCK_D], taps[0].dtype), W - 1)
-    before = start.to(tl.int64) if seq_ptr is None else _mark(seq_ptr, row, start - W, l)
-    for i in tl.static_range(1 - W, STEPS):
-        t = start + i
-        x = _input(
-            x_ptr, state_ptr, offs_x + i * stride_xl, offs_state + i * d, t, l, mask, taps[0].dtype, i < 0
-        )
-        if seq_ptr is not None:
-            mark = _mark(seq_ptr, row, t, l)  # (STRIPS, 1)
-            window = _kept(mark == before, window, W - 1)
-            before = mark
-        window = window + (x,)
-        if i >= 0:
+    T: tl.constexpr = taps[0].dtype
+    window = _first_window(
+        x_ptr, state_ptr, seq_ptr, offs_x, offs_state, row, start, l, mask, stride_xl, d, W, T
+    )
+    for ahead in range(0, STEPS, AHEAD):
+        lines = ()
+        for k in tl.static_range(AHEAD):  # on their way at once
+            i = ahead + k
+            line = tl.load(x_ptr + offs_x + i * stride_xl, mask=mask & (start + i < l), other=0.0)
+            lines = lines + (line.to(T),)  # (STRIPS, BLOCK_D)
+        for k in tl.static_range(AHEAD):
+            i = ahead + k
+            t = start + i
+            if seq_ptr is not None:
+                same = _mark(seq_ptr, row, t, l) == _mark(seq_ptr, row, t - 1, l)
+                window = _kept(same, window, W - 1)
+            window = window + (lines[k],)
             v = _sum(taps, window, bias_ptr, offs_d, d, W)
             y = v * _sigmoid(v) if SILU else v
             tl.store(y_ptr + offs_y + i * d, y, mask=mask & (t < l))
-        window = window[1:]
+            window = window[1:]
 
 
 def forward(
@@ -174,7 +203,7 @@ def forward(
     given = map(_contiguous, (weight, bias, initial_state, seq_idx))
     grid, tile = _plan(FORWARD, x, w)
     with _on(x):
-        forward_kernel[grid](x, *given, y, l, d, *x.stride()[:2], W=w, SILU=silu, **tile)
+        forward_kernel[grid](x, *given, y, l, d, *x.stride()[:2], W=w, SILU=silu, AHEAD=AHEAD, **tile)
     return y
 
 
@@ -187,47 +216,47 @@ def backward_kernel(
     l, d, stride_yb, stride_yl, stride_xb, stride_xl,
     W: tl.constexpr, SILU: tl.constexpr, STRIPS: tl.constexpr, STEPS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    # dv_t reaches the w inputs of step t's window, and x_t has its gradient w - 1 steps later, when
-    # the last window with it has been seen. `sums` are the gradients of the window so far.
+    # dv_t reaches the w inputs of step t's window. x_t has all of its gradient w - 1 steps later, with
+    # the last window that it is in: so the walk goes on so far behind the strip. `sums` are the gradients
+    # of the window so far.
     row, start = _strips(l, STRIPS, STEPS)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     mask = offs_d < d
     offs_x = row * stride_xb + start.to(tl.int64) * stride_xl + offs_d
     offs_dy = row * stride_yb + start.to(tl.int64) * stride_yl + offs_d
-    offs_dx = (row * l + start) * d + offs_d
+    offs_dx = (row * l + start - (W - 1)) * d + offs_d
     offs_state = (row * (W - 1) + W - 1 + start) * d + offs_d
     taps = _taps(weight_ptr, offs_d, d, W)
-    nothing = tl.zeros([STRIPS, BLOCK_D], taps[0].dtype)
-    window, sums, dtaps = _zeros(nothing, W - 1), _zeros(nothing, W - 1), _zeros(nothing, W)
-    dbias = nothing
-    before = start.to(tl.int64) if seq_ptr is None else _mark(seq_ptr, row, start - W, l)
+    T: tl.constexpr = taps[0].dtype
+    window = _first_window(
+        x_ptr, state_ptr, seq_ptr, offs_x, offs_state, row, start, l, mask, stride_xl, d, W, T
+    )
+    nothing = tl.zeros([STRIPS, BLOCK_D], T)
+    sums, dtaps, dbias = _zeros(nothing, W - 1), _zeros(nothing, W), nothing
     age = start * 0 + W  # steps since a sequence began, (STRIPS, 1)
-    for i in tl.static_range(1 - W, STEPS + W - 1):
+    for i in range(STEPS + W - 1):
         t = start + i
-        x = _input(
-            x_ptr, state_ptr, offs_x + i * stride_xl, offs_state + i * d, t, l, mask, taps[0].dtype, i < 0
-        )
+        x = tl.load(x_ptr + offs_x + i * stride_xl, mask=mask & (t < l), other=0.0).to(T)
+        dv = tl.load(dy_ptr + offs_dy + i * stride_yl, mask=mask & (t < l), other=0.0).to(T)
         if seq_ptr is not None:
-            mark = _mark(seq_ptr, row, t, l)  # (STRIPS, 1)
-            window = _kept(mark == before, window, W - 1)
-            age = tl.where(mark == before, age + 1, 0)
-            before = mark
+            same = _mark(seq_ptr, row, t, l) == _mark(seq_ptr, row, t - 1, l)
+            window = _kept(same, window, W - 1)
+            age = tl.where(same, age + 1, 0)
         window = window + (x,)
-        if i >= 0:
-            dv = tl.load(dy_ptr + offs_dy + i * stride_yl, mask=mask & (t < l), other=0.0).to(taps[0].dtype)
-            if SILU:
-                v = _sum(taps, window, bias_ptr, offs_d, d, W)
-                s = _sigmoid(v)
-                dv = tl.where(t < l, dv * (s * (1 + v * (1 - s))), 0.0)  # (STRIPS, BLOCK_D)
-            sums = _spread(sums + (nothing,), dv, taps, age, seq_ptr is not None, W)
-            if i < STEPS:  # later steps are another strip's
-                dtaps = _products(dtaps, dv, window, W)
-                dbias += dv
-            if i >= W - 1:
-                tl.store(dx_ptr + offs_dx + (i - (W - 1)) * d, sums[0], mask=mask & (t - (W - 1) < l))
-            elif dstate_ptr is not None:
-                tl.store(dstate_ptr + offs_state + (i - (W - 1)) * d, sums[0], mask=mask & (start == 0))
-            sums = sums[1:]
+        if SILU:
+            v = _sum(taps, window, bias_ptr, offs_d, d, W)
+            s = _sigmoid(v)
+            dv = tl.where(t < l, dv * (s * (1 + v * (1 - s))), 0.0)  # (STRIPS, BLOCK_D)
+        sums = _spread(sums + (nothing,), dv, taps, age, seq_ptr is not None, W)
+        ours = tl.where(i < STEPS, dv, 0.0)  # later steps are another strip's
+        dtaps = _products(dtaps, ours, window, W)
+        dbias += ours
+        done = t - (W - 1)
+        tl.store(dx_ptr + offs_dx + i * d, sums[0], mask=mask & (i >= W - 1) & (done < l))
+        if dstate_ptr is not None:
+            before = mask & (start == 0) & (done < 0)
+            tl.store(dstate_ptr + offs_state + (i - (W - 1)) * d, sums[0], mask=before)
+        sums = sums[1:]
         window = window[1:]
     offs_partial = tl.program_id(0).to(tl.int64) * (W + 1) * d + offs_d
     for j in tl.static_range(W):
@@ -354,14 +383,20 @@ def _fake_update(x: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _plan(tile: Tile, x: Tensor, w: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid, and the sizes of a tile. A wider window has fewer elements at once: they are in registers."""
+    """The grid, and the sizes of a tile."""
     _refuse_wide(w)
     b, l, d = x.shape
+    sizes = _sizes(tile, w, d, l)
+    grid = (b * triton.cdiv(l, sizes["STRIPS"] * tile.steps), triton.cdiv(d, sizes["BLOCK_D"]))
+    return grid, sizes
+
+
+def _sizes(tile: Tile, w: int, d: int, l: int) -> dict[str, int]:
+    """A wide window leaves room for fewer elements at once, since all of it is in registers."""
     elements = max(1, tile.elements * 4 // max(4, triton.next_power_of_2(w)))
     block_d = min(256, elements, triton.next_power_of_2(d))
-    strips = max(1, min(elements // block_d, triton.next_power_of_2(triton.cdiv(l, tile.steps))))
-    grid = (b * triton.cdiv(l, strips * tile.steps), triton.cdiv(d, block_d))
-    return grid, {"STRIPS": strips, "STEPS": tile.steps, "BLOCK_D": block_d}
+    strips = min(elements // block_d, triton.next_power_of_2(triton.cdiv(l, tile.steps)))
+    return {"STRIPS": strips, "STEPS": tile.steps, "BLOCK_D": block_d}
 
 
 def _refuse_wide(w: int) -> None:
@@ -386,38 +421,37 @@ def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+OPTIONAL = ("bias_ptr", "state_ptr", "seq_ptr", "dstate_ptr")
+
+
 def compilations() -> Iterator[Compilation]:
-    """The width of published models, with everything optional and with nothing."""
-    integers = dict.fromkeys(("l", "d", "stride_xb", "stride_xl"), "i32")
-    for dtype, w in (("fp32", 4), ("bf16", 4), ("fp16", 3), ("fp64", 2)):
-        wide = "*fp64" if dtype == "fp64" else "*fp32"
-        for full in (True, False):
-            absent = {} if full else dict.fromkeys(("bias_ptr", "state_ptr", "seq_ptr", "dstate_ptr"))
-            types = {
-                "x_ptr": f"*{dtype}", "weight_ptr": wide, "bias_ptr": wide, "state_ptr": wide, "seq_ptr": "*i64",
-                "y_ptr": f"*{dtype}", "dy_ptr": f"*{dtype}", "dx_ptr": f"*{dtype}", "dstate_ptr": wide,
-                "partial_ptr": wide, "new_ptr": f"*{dtype}", "stride_yb": "i32", "stride_yl": "i32",
-            }  # fmt: skip
-            for kernel, tile in (
-                (forward_kernel, FORWARD),
-                (backward_kernel, BACKWARD),
-                (update_kernel, None),
-            ):
-                sizes: dict[str, Any] = {"W": w, "SILU": full, "BLOCK_D": 256}
-                if tile is not None:
-                    sizes |= {"STRIPS": tile.elements // 256, "STEPS": tile.steps}
-                known = types | integers
-                names = [n for n in kernel.arg_names if n in known]
-                none = {
-                    n: None
-                    for n in names
-                    if n in absent and not (kernel is update_kernel and n == "state_ptr")
+    """Any number of channels, and one that lets four or eight of them be moved at once; with and without options."""
+    for dtype, w, full, d in (
+        ("fp32", 4, True, None), ("bf16", 4, True, None), ("fp64", 2, True, None), ("fp32", WIDEST, True, None),
+        ("fp32", 4, False, 1536), ("bf16", 4, False, 1536), ("bf16", 4, True, 1536), ("fp16", 3, True, 1536),
+    ):  # fmt: skip
+        tiles = {forward_kernel: _sizes(FORWARD, w, 1536, 4096) | {"AHEAD": AHEAD}}
+        tiles |= {backward_kernel: _sizes(BACKWARD, w, 1536, 4096), update_kernel: {"BLOCK_D": 256}}
+        for kernel, tile in tiles.items():
+            constexprs: dict[str, Any] = {"W": w, "SILU": full} | tile
+            if d is not None:
+                constexprs |= {n: d for n in kernel.arg_names if n in ("d", "stride_xl", "stride_yl")}
+            if not full:
+                constexprs |= {
+                    n: None for n in kernel.arg_names if n in OPTIONAL and kernel is not update_kernel
                 }
-                signature = {n: known[n] for n in names if n not in none}
-                label = "" if full else " bare"
-                yield Compilation(
-                    f"causal_conv1d.{kernel.__name__} {dtype} w={w}{label}", kernel, signature, sizes | none
-                )
+            signature = {n: _type(n, dtype) for n in kernel.arg_names if n not in constexprs}
+            label = f"{dtype} w={w}{' packed' if full else ''}{f' d={d}' if d else ''}"
+            yield Compilation(f"causal_conv1d.{kernel.__name__} {label}", kernel, signature, constexprs)
+
+
+def _type(name: str, dtype: str) -> str:
+    if not name.endswith("_ptr"):
+        return "i32"
+    if name == "seq_ptr":
+        return "*i64"
+    wide = name.startswith(("weight", "bias", "state", "dstate", "partial")) and dtype != "fp64"
+    return "*fp32" if wide else f"*{dtype}"
 
 
 causal_conv1d = operator.register("triton", forward, gradient)

@@ -69,6 +69,9 @@ class Thread:
     clock: Clock
     coroutine: greenlet
     phase: int = 0  # barriers passed
+    met: int = (
+        0  # times that it met others, at barriers and in warp operations: those who meet have the same number
+    )
     accesses: int = 0
     wrote: bool = False  # in this turn
     touched: set[Hashable] = field(default_factory=set)  # elements, in this turn
@@ -253,8 +256,9 @@ class Machine:
         synchronise([t.clock for t in waiting])
         reduce = waiting[0].waits.reduce
         answer = reduce([t.waits.value for t in waiting]) if reduce else None
+        met = 1 + max(t.met for t in waiting)
         for t in waiting:
-            t.phase, t.waits, t.answer = t.phase + 1, None, answer
+            t.phase, t.met, t.waits, t.answer = t.phase + 1, met, None, answer
 
     def _report_absent(self, absent: list[Thread], waiting: list[Thread], place: Place) -> None:
         ended = absent[0]
@@ -309,10 +313,11 @@ class Machine:
         values = {lane: t.waits.value for lane, t in here.items()}
         if op.orders_memory:
             synchronise([t.clock for t in here.values()])
+        met = 1 + max(t.met for t in here.values())
         for lane, t in here.items():
             self.now = self.watch.thread = t
             t.answer = op.exchange(lane, values)
-            t.waits = None
+            t.met, t.waits = met, None
 
 
 def _innermost(error: BaseException) -> Place:

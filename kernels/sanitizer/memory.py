@@ -52,7 +52,8 @@ class Watch:
         self.trace: list[Event] | None = [] if trace else None
         self.thread: Thread | None = None  # who runs now
         self.accessed: Callable[..., None] | None = None  # told of each access
-        # What the threads of a warp touch with one instruction: (instruction, which time, warp) -> addresses.
+        # What the threads of a warp touch with one instruction: (instruction, which time, warp) -> addresses. Times are
+        # counted from where threads last met: some may have left out a round of a loop in which others worked.
         self._together: dict[tuple, list[int]] = {}
         self._times: Counter[tuple] = Counter()
 
@@ -144,9 +145,9 @@ class Watch:
             return
         kind = f"{memory.space}_{access}s"
         setattr(counts, kind, getattr(counts, kind) + 1)
-        mine = (instruction(frame), access, thread.number)
+        mine = (instruction(frame), access, thread.met, thread.number)
         self._times[mine] += 1
-        together = (*mine[:2], self._times[mine], thread.block, thread.warp, memory, size)
+        together = (*mine[:3], self._times[mine], thread.block, thread.warp, memory, size)
         self._together.setdefault(together, []).append(start)
 
     def finish(self) -> Counts:

@@ -144,6 +144,29 @@ def test_padding_takes_bank_conflicts_away():
     np.testing.assert_array_equal(y, x.T)
 
 
+def test_threads_that_sit_out_a_round_are_not_counted_with_those_of_the_next():
+    """Each round reads from other addresses, none of them in one bank."""
+
+    @cuda.jit
+    def kernel(x, y):
+        s = cuda.shared.array(17 * 33, float32)
+        i = cuda.threadIdx.x
+        for k in range(i, 17 * 33, 32):
+            s[k] = x[k]
+        total, working = float32(0), 1
+        while working <= 16:
+            cuda.syncthreads()
+            if i < working:
+                total += s[33 * (i + 1) - working // 2]
+            working *= 2
+        y[i] = total
+
+    x, y = np.ones(17 * 33, np.float32), np.zeros(32, np.float32)
+    report = sanitize(kernel, 1, 32, x, y)
+    assert report, str(report)
+    assert report.counts.bank_conflicts == 0
+
+
 def test_strides_cost_sectors():
     @cuda.jit
     def copy(x, y, stride):

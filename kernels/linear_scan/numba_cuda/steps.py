@@ -53,6 +53,7 @@ def load_step(a, b, initial_state, i, step, k, reverse):
     if step >= l:
         return a.dtype.type(1), a.dtype.type(0)
     t = time_of(step, l, reverse)
+    gate, state = a[i, t, k], b[i, t, k]
     if step == 0:
-        return a[i, t, k], times(a[i, t, k], initial_state[i, k]) + b[i, t, k]
-    return a[i, t, k], b[i, t, k]
+        state = times(gate, initial_state[i, k]) + state
+    return gate, state

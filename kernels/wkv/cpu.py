@@ -24,13 +24,21 @@ def _larger(x, y):
 
 
 @native
+def _copy(a, b, lo, hi, at):
+    """Columns lo to hi of a to b, from its column `at` on. Assigning slices would compile for seconds."""
+    for r in range(a.shape[0]):
+        for j in range(hi - lo):
+            b[r, at + j] = a[r, lo + j]
+
+
+@native
 def _forward(k, v, decay, u, state, y, befores, i, lo, hi):
     """y and, at every CHUNK steps, the state; `state` is the first one on entry and the last one at the end."""
     n, s, m = state[i, 0, lo:hi], state[i, 1, lo:hi], state[i, 2, lo:hi]
     slope, bonus = decay[lo:hi], u[lo:hi]
     for t in range(k.shape[1]):
         if t % CHUNK == 0:
-            befores[i, t // CHUNK, :, lo:hi] = state[i, :, lo:hi]
+            _copy(state[i], befores[i, t // CHUNK], lo, hi, lo)
         k_t, v_t, y_t = k[i, t, lo:hi], v[i, t, lo:hi], y[i, t, lo:hi]
         for j in range(hi - lo):
             now = bonus[j] + k_t[j]
@@ -53,7 +61,7 @@ def _gradient(dy, dstate, k, v, decay, u, befores, dk, dv, ddecay, du, i, lo, hi
     kept = np.empty((CHUNK + 1, 3, width), k.dtype)  # the state before each step of a chunk
     for start in range((l - 1) // CHUNK * CHUNK, -1, -CHUNK):
         steps = min(CHUNK, l - start)
-        kept[0] = befores[i, start // CHUNK, :, lo:hi]
+        _copy(befores[i, start // CHUNK], kept[0], lo, hi, 0)
         for t in range(steps):
             k_t, v_t = k[i, start + t, lo:hi], v[i, start + t, lo:hi]
             n, s, m = kept[t, 0], kept[t, 1], kept[t, 2]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssmcourse.kernels.runtime import device_type
 from ssmcourse.scan import backends
 from ssmcourse.tolerance import mismatch
 
@@ -61,19 +62,24 @@ def assert_agrees(call: Function, oracle: Function, inputs: Inputs, *, terms: in
 def results_and_gradients(
     function: Function, inputs: Inputs, options: dict[str, Any], weights: list[Tensor] | None = None
 ) -> tuple[Inputs, list[Tensor]]:
-    """The results with the gradients of a weighting of them, and the weights: random ones if none are given."""
+    """The results with the gradients of a weighting of them, and the weights: random ones if none are given.
+
+    Where the backend is one for a GPU that is there, it computes there; what comes back is on the CPU.
+    """
+    where = device_type(options["backend"]) if options.get("backend") else "cpu"
+    inputs = {name: t.to(where) if where == "cuda" else t for name, t in inputs.items()}
     leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     before = {name: t.detach().clone() for name, t in inputs.items()}
     results = function(**leaves, **options)
     results = results if isinstance(results, tuple) else (results,)
     weights = weights or [random(r.shape, r.dtype, seed=99 + i) for i, r in enumerate(results)]
-    upstream = [w.to(r.dtype) for w, r in zip(weights, results, strict=True)]
+    upstream = [w.to(r.device, r.dtype) for w, r in zip(weights, results, strict=True)]
     gradients = torch.autograd.grad(results, list(leaves.values()), upstream)
     for name, tensor in inputs.items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), f"{name} was changed in place"
     named = {f"result {i}": r for i, r in enumerate(results)}
     named |= {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
-    return named, weights
+    return {name: t.cpu() for name, t in named.items()}, weights
 
 
 def random(shape: Any, dtype: torch.dtype = torch.float64, *, seed: int) -> Tensor:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from ssmcourse.kernels.registration import register
 from ssmcourse.kernels.selective_scan.operator import SCHEMA
 from ssmcourse.kernels.selective_scan.triton_arguments import empty
+from ssmcourse.kernels.selective_scan.triton_backward import gradient
 from ssmcourse.kernels.selective_scan.triton_forward import scan
 
-def gradient(*a):
-    raise NotImplementedError
+
+
 
 selective_scan = register("selective_scan_triton", SCHEMA, scan, gradient, empty, results=2, kept=1)

@@ -41,6 +41,7 @@ from ssmcourse.kernels.selective_scan.triton_steps import (
     step_of,
     step_size,
     with_step,
+    write_block,
 )
 
 STEPS = 4  # divides CHUNK
@@ -124,9 +125,7 @@ def scan_kernel(
             y = with_step(y, s, step_of(y, s) + tl.sum(C_s * h, 0))
         if z_ptr is not None:
             y *= z * sigmoid(z)
-        offs_y = (row * l + t)[:, None] * d + offs_d[None, :]
-        mask_y = (t < l)[:, None] & mask_d[None, :]
-        tl.store(y_ptr + offs_y, y.to(y_ptr.dtype.element_ty), mask=mask_y)
+        write_block(y_ptr, y, row, t, l, d, offs_d, mask_d)
 
     if final_ptr is not None:
         last = row if sequence_ptr is None else tl.load(sequence_ptr + row * l + l - 1)

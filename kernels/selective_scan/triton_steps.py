@@ -82,6 +82,36 @@ def advance(h, x, delta, A, B, ZOH: tl.constexpr):
     return gate * h + entering
 
 
+@triton.jit
+def retreat(g, before, x, delta, A, B, inside, ZOH: tl.constexpr):
+    """The gradient through a step, from g = d loss / d h, with `before` the state that the step began with.
+
+    dh of the state before    g gate
+    dx                        sum over states of g B share delta
+    ddelta                    sum over states of g gate before A, and g B x (zoh: g B x gate)
+    dA                        g gate before delta; zoh also g B x delta, times delta share'
+    dB                        g share delta x
+
+    Not `inside` the row: dh is handed on. Shapes as in `advance`; dx, ddelta (BLOCK_D,), the others (N, BLOCK_D).
+    """
+    exponent = delta[None, :] * A
+    gate = tl.where(inside, tl.exp(exponent), 1.0)
+    u = (delta * x)[None, :]
+    dh = g * gate
+    of_gate = dh * before
+    dA = of_gate * delta[None, :]
+    if ZOH:
+        part = share(exponent, gate)
+        dA += g * B * u * share_slope(exponent, gate, part) * delta[None, :]
+        dB = g * part
+        ddelta = tl.sum(of_gate * A + dh * B * x[None, :], 0)
+    else:
+        dB = g
+        ddelta = tl.sum(of_gate * A + g * B * x[None, :], 0)
+    dx = delta * tl.sum(dB * B, 0)
+    return dh, dx, ddelta, dA, dB * u
+
+
 # --- Blocks of steps ------------------------------------------------------------------------------
 
 
@@ -122,9 +152,16 @@ def step_of(block, s):
 
 @triton.jit
 def with_step(block, s, value):
-    """block (STEPS, BLOCK_D) with value (BLOCK_D,) as its step s."""
+    """block (STEPS, BLOCK_D) with value (BLOCK_D,) as its step s; so (STEPS, N)."""
     steps = tl.arange(0, block.shape[0])[:, None]
     return tl.where(steps == s, value[None, :], block)
+
+
+@triton.jit
+def write_block(ptr, block, row, t, l, d, offs_d, mask_d):
+    """block (STEPS, BLOCK_D) as steps t of a row of (b, l, d), contiguous."""
+    offs = (row * l + t)[:, None] * d + offs_d[None, :]
+    tl.store(ptr + offs, block.to(ptr.dtype.element_ty), mask=(t < l)[:, None] & mask_d[None, :])
 
 
 @triton.jit

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from ssmcourse.hippo import hippo_project as hippo_project
     from ssmcourse.hippo import hippo_reconstruct as hippo_reconstruct
     from ssmcourse.normal_plus_low_rank import nplr as nplr
+    from ssmcourse.normalization import gated_rms_norm as gated_rms_norm
     from ssmcourse.relatives import linear_attention as linear_attention
     from ssmcourse.relatives import rglru_scan as rglru_scan
     from ssmcourse.relatives import wkv4 as wkv4
@@ -52,6 +53,7 @@ _HOME = {
     "check": "grading",
     "discretize": "discretization",
     "fft_conv": "convolution",
+    "gated_rms_norm": "normalization",
     "h3_mix": "h3",
     "hint": "grading",
     "hippo_matrix": "hippo",

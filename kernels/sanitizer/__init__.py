@@ -15,19 +15,21 @@ What it does not see: how registers are used, whether the code compiles for a GP
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ssmcourse.kernels.sanitizer.device import Cuda, bound_to, python_function
-from ssmcourse.kernels.sanitizer.machine import SCHEDULES, Dim, Machine
+from ssmcourse.kernels.sanitizer.machine import SCHEDULES, Dim, Machine, Schedule
 from ssmcourse.kernels.sanitizer.memory import Memory, Watch, Watched
 from ssmcourse.kernels.sanitizer.report import Counts, Event, Finding, Findings, Kind, Place, Report, merged
 
 __all__ = ["Counts", "Event", "Finding", "Kind", "Place", "Report", "execute", "sanitize"]
 
 Size = int | Sequence[int]
+AT_ONCE = 1024  # threads that `execute` starts at a time, if not two blocks: each is a coroutine with a stack
 
 
 def sanitize(
@@ -62,7 +64,7 @@ def sanitize(
     inputs = [[a.copy() if isinstance(a, np.ndarray) else a for a in arrays] for _ in schedules]
     for number, (schedule, copies) in enumerate(zip(schedules, inputs, strict=True)):
         watch, machine, cuda = _machine(
-            grid, block, shared_bytes, schedule, trace and number == 0, watching=True
+            grid, block, shared_bytes, SCHEDULES[schedule], trace and number == 0, watching=True
         )
         seen = [_watched(watch, name, a) for name, a in zip(names, copies, strict=True)]
         _run(machine, bound_to(kernel, cuda), seen)
@@ -86,18 +88,19 @@ def execute(kernel: Any, grid: Size, block: Size, *args: Any, shared_bytes: int 
         RuntimeError: something was found; the message is the report.
     """
     _, arrays = _arguments(kernel, args)
-    watch, machine, cuda = _machine(grid, block, shared_bytes, "forward", False, watching=False)
+    watch, machine, cuda = _machine(grid, block, shared_bytes, None, False, watching=False)
     _run(machine, bound_to(kernel, cuda), arrays)
     if found := watch.findings.all():
         raise RuntimeError("\n".join(map(str, found)))
 
 
 def _machine(
-    grid: Size, block: Size, shared_bytes: int, schedule: str, trace: bool, *, watching: bool
+    grid: Size, block: Size, shared_bytes: int, schedule: Schedule | None, trace: bool, *, watching: bool
 ) -> tuple[Watch, Machine, Cuda]:
     blocks, threads = _dim("grid", grid, 2**31), _dim("block", block, 1024)
-    watch = Watch(Findings(), threads[0] * threads[1] * threads[2], trace=trace)
-    machine = Machine(blocks, threads, SCHEDULES[schedule], watch)
+    watch = Watch(Findings(), math.prod(threads), trace=trace)
+    schedule = schedule or Schedule(resident=max(2, AT_ONCE // math.prod(threads)))
+    machine = Machine(blocks, threads, schedule, watch, watching)
     watch.accessed = machine.accessed
     return watch, machine, Cuda(machine, shared_bytes, watching=watching)
 

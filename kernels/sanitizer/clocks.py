@@ -55,6 +55,16 @@ class Clock:
         return news
 
 
+class NoClock(Clock):
+    """Of a thread that nobody watches; a clock has a number for every thread of the launch."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0, 0)
+
+    def fence(self, *, in_block: bool) -> None:
+        """There is nobody to tell."""
+
+
 class Flag:
     """What atomics leave at an address: for all blocks, and for threads of one block."""
 

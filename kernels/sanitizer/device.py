@@ -214,22 +214,22 @@ class Shared:
         self._machine, self._bytes, self._watching = machine, shared_bytes, watching
 
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
-        block, arrays, kind = self._machine.running().block, self._machine.shared, dtype_of(dtype)
+        arrays = self._machine.shared.setdefault(self._machine.running().block, {})
+        kind = dtype_of(dtype)
         if elements(shape) == 0:
-            return self._dynamic(block, kind)
-        key = (block, *_calls(sys._getframe(1)))
+            return self._dynamic(arrays, kind)
+        key = tuple(_calls(sys._getframe(1)))
         if key not in arrays:
             memory = fill(shape, kind)
             arrays[key] = self._seen(Memory("shared", memory, has_values=False), memory)
         return arrays[key]
 
-    def _dynamic(self, block: int, kind: np.dtype) -> Any:
+    def _dynamic(self, arrays: dict[Any, Any], kind: np.dtype) -> Any:
         """All arrays of no size are the same memory, whose bytes the launch gives."""
-        arrays = self._machine.shared
-        if (block, "dynamic") not in arrays:
+        if "dynamic" not in arrays:
             memory = fill(-(-self._bytes // 8), np.dtype(np.float64))
-            arrays[block, "dynamic"] = Memory("shared", memory, has_values=False)
-        memory = arrays[block, "dynamic"]
+            arrays["dynamic"] = Memory("shared", memory, has_values=False)
+        memory = arrays["dynamic"]
         view = memory.array.view(np.uint8)[: self._bytes // kind.itemsize * kind.itemsize].view(kind)
         return self._seen(memory, view)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from greenlet import GreenletExit, greenlet
 
-from ssmcourse.kernels.sanitizer.clocks import Clock, synchronise
+from ssmcourse.kernels.sanitizer.clocks import Clock, NoClock, synchronise
 from ssmcourse.kernels.sanitizer.memory import WARP, Watch
 from ssmcourse.kernels.sanitizer.report import Place
 
@@ -94,12 +94,13 @@ class Machine:
     block: Dim
     schedule: Schedule
     watch: Watch
+    watching: bool = True
     steps: int = 0
     idle: int = 0
     now: Thread | None = None
     stopped: bool = False
     body: Callable[[], None] | None = None
-    shared: dict[Any, Any] = field(default_factory=dict)  # (block, where it is allocated) -> array
+    shared: dict[int, dict[Any, Any]] = field(default_factory=dict)  # block -> where it is allocated -> array
 
     def run(self, body: Callable[[], None]) -> None:
         """`body`, the kernel with its arguments, on all threads: to their end, or until they are found to hang."""
@@ -115,6 +116,9 @@ class Machine:
                 for threads in resident:
                     self._turn(threads)
                 self._notice_idling(resident)
+                for threads in resident:
+                    if all(t.finished for t in threads):
+                        self.shared.pop(threads[0].block, None)
                 resident = [threads for threads in resident if not all(t.finished for t in threads)]
                 resident += [
                     self._start(number) for number in itertools.islice(starting, at_once - len(resident))
@@ -174,10 +178,9 @@ class Machine:
         threads = []
         for i in range(per_block):
             global_number = number * per_block + i
-            thread = Thread(
-                global_number, number, i, (i % tx, i // tx % ty, i // (tx * ty)), where,
-                Clock(global_number, number, in_grid), greenlet(self._live),
-            )  # fmt: skip
+            clock = Clock(global_number, number, in_grid) if self.watching else NoClock()
+            at = (i % tx, i // tx % ty, i // (tx * ty))
+            thread = Thread(global_number, number, i, at, where, clock, greenlet(self._live))
             threads.append(thread)
         self.idle = 0
         return threads
@@ -253,7 +256,7 @@ class Machine:
                 "barrier", f"threads of a block wait at different barriers: {examples}", *places
             )
         self.watch.counts.barriers += 1
-        synchronise([t.clock for t in waiting])
+        self._synchronise(waiting)
         reduce = waiting[0].waits.reduce
         answer = reduce([t.waits.value for t in waiting]) if reduce else None
         met = 1 + max(t.met for t in waiting)
@@ -312,12 +315,16 @@ class Machine:
         self.watch.counts.warp_operations += 1
         values = {lane: t.waits.value for lane, t in here.items()}
         if op.orders_memory:
-            synchronise([t.clock for t in here.values()])
+            self._synchronise(here.values())
         met = 1 + max(t.met for t in here.values())
         for lane, t in here.items():
             self.now = self.watch.thread = t
             t.answer = op.exchange(lane, values)
             t.met, t.waits = met, None
+
+    def _synchronise(self, threads: Iterable[Thread]) -> None:
+        if self.watching:
+            synchronise([t.clock for t in threads])
 
 
 def _innermost(error: BaseException) -> Place:

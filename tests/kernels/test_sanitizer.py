@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import textwrap
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -208,6 +209,26 @@ def test_execute_computes_the_same(case):
 def test_execute_says_what_it_cannot_overlook(case):
     with pytest.raises(RuntimeError, match=f"^{case.outcome}: "):
         execute(case.kernel, case.grid, case.block, *case.arguments())
+
+
+def test_execute_has_some_blocks_at_a_time():
+    """Not a clock for each thread with a number for each thread: here that would be 2 GB."""
+
+    @cuda.jit
+    def kernel(x, y):
+        s = cuda.shared.array(BLOCK, float32)
+        i, b = cuda.threadIdx.x, cuda.blockIdx.x
+        s[i] = x[b]
+        cuda.syncthreads()
+        y[b, i] = s[BLOCK - 1 - i]
+
+    x, y = np.arange(512, dtype=np.float32), np.zeros((512, BLOCK), np.float32)
+    tracemalloc.start()
+    execute(kernel, 512, BLOCK, x, y)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (y == x[:, None]).all()
+    assert peak < 30e6
 
 
 def test_warp_operations():

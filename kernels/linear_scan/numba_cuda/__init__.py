@@ -21,8 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssmcourse.kernels.linear_scan import operator
-from ssmcourse.kernels.linear_scan.numba_cuda import (
+from ssmcourse.kernels import runtime
+
+runtime.cuda_mode()  # settles whether numba.cuda simulates, before it is imported
+
+from ssmcourse.kernels.linear_scan import operator  # noqa: E402
+from ssmcourse.kernels.linear_scan.numba_cuda import (  # noqa: E402
     blelloch,
     hillis_steele,
     look_back,
@@ -31,8 +35,8 @@ from ssmcourse.kernels.linear_scan.numba_cuda import (
     three_phases,
     warp_shuffles,
 )
-from ssmcourse.kernels.linear_scan.numba_cuda.launch import SIMULATED
-from ssmcourse.kernels.linear_scan.numba_cuda.one_thread import scan_kernel
+from ssmcourse.kernels.linear_scan.numba_cuda.launch import SIMULATED  # noqa: E402
+from ssmcourse.kernels.linear_scan.numba_cuda.one_thread import scan_kernel  # noqa: E402
 
 __all__ = ["ALGORITHMS", "PtxCompilation", "linear_scan", "ptx_compilations", "scan", "scan_kernel"]
 

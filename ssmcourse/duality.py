@@ -283,6 +283,7 @@ def _in_torch(algorithm: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., 
 runtime.register(
     "ssd",
     cpu="ssmcourse.kernels.ssd.cpu:ssd",
+    triton="ssmcourse.kernels.ssd.triton:ssd",
     chunked=_in_torch(_chunked),
     quadratic=_in_torch(_quadratic),
     recurrent=_in_torch(_recurrence),

@@ -36,6 +36,7 @@ from ssmcourse.kernels.ssd.triton_tiles import (
     place,
     product,
     sequence_before,
+    tunings,
 )
 
 # A step below this forgets everything in float64 too. Cut there, one reset costs the sums after it no digits.
@@ -291,15 +292,12 @@ def final_state_kernel(
 
 def compilations() -> Iterator[Any]:
     """Each kernel with everything that is optional and with nothing, for float32 and a half type."""
+    multiply = chunk_matrix_kernel, chunk_state_kernel, chunk_scan_kernel, final_state_kernel
+    bare = dict.fromkeys(("HAS_INITIAL", "HAS_D", "HAS_Z", "PACKED", "BACKWARD"), False)
     for dtype in ("fp32", "bf16"):
-        yield compilation(cumulative_sum_kernel, dtype)
-        yield compilation(chunk_matrix_kernel, dtype)
-        yield compilation(chunk_state_kernel, dtype, PACKED=False)
-        yield compilation(chunk_state_kernel, dtype, " packed")
-        yield compilation(state_passing_kernel, dtype, " packed")
-        bare = dict.fromkeys(("HAS_INITIAL", "HAS_D", "HAS_Z", "PACKED", "BACKWARD"), False)
-        yield compilation(chunk_scan_kernel, dtype, **bare)
-        yield compilation(chunk_scan_kernel, dtype, " packed, gated", BACKWARD=False)
+        for kernel in (*multiply, cumulative_sum_kernel, state_passing_kernel):
+            yield compilation(kernel, dtype, " bare", **bare)
+            yield compilation(kernel, dtype, " packed", BACKWARD=False)
         yield compilation(chunk_scan_kernel, dtype, " gate's gradient", PACKED=False)
-        yield compilation(final_state_kernel, dtype, PACKED=False)
-        yield compilation(final_state_kernel, dtype, " packed")
+    for kernel in multiply:
+        yield from tunings(compilation(kernel, "bf16", PACKED=False, BACKWARD=False))

@@ -18,6 +18,7 @@ Triton's interpreter cannot compute in bfloat16; there it is the type of the sum
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,6 @@ import triton.language as tl
 from ssmcourse.kernels import runtime
 
 INTERPRETED = runtime.triton_mode() == "interpreted"
-WARPS, STAGES = 4, 2  # of a program on a GPU
 CHUNK = 16 if INTERPRETED else 256  # small, so that short tests have several chunks
 
 
@@ -47,6 +47,22 @@ def blocks(n: int, p: int, dtype: torch.dtype) -> Blocks:
     largest = {2: 64, 4: 32, 8: 16}[dtype.itemsize]
     of_n, of_p = (min(largest, max(16, triton.next_power_of_2(size))) for size in (n, p))
     return Blocks(CHUNK, largest, of_n, of_p)
+
+
+# Warps and stages of a program. The first pair is taken untuned.
+CONFIGURATIONS = ((4, 2), (4, 3), (8, 2))
+# But 8 warps where 4 run out of registers (`make kernels` tells); by the bytes of a number.
+EIGHT_WARPS = {
+    2: {"input_gradient_kernel", "matrix_gradient_kernel"},
+    4: {"input_gradient_kernel", "B_gradient_kernel", "C_gradient_kernel"},
+    8: set(),
+}
+
+
+def configuration(kernel: Any, dtype: torch.dtype) -> dict[str, int]:
+    """How a GPU runs a program of this kernel, if nobody has measured what is best."""
+    warps, stages = CONFIGURATIONS[0]
+    return {"num_warps": 8 if kernel.__name__ in EIGHT_WARPS[dtype.itemsize] else warps, "num_stages": stages}
 
 
 @triton.jit
@@ -118,19 +134,21 @@ def entering_state(
 
 # --- To be compiled without a GPU ---------------------------------------------------------------------
 
-ACTIVATIONS = {"x", "B", "C", "z", "y", "dy", "dz", "dx", "dG", "other", "rows", "out"}  # of x's type
+ACTIVATIONS = {"x", "B", "C", "z", "y", "dy", "dz", "dx", "dB", "dC", "dG"}  # of x's type
 INTEGERS = {"number": "*i32", "ends": "*i64"}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
-def compilation(kernel: Any, dtype: str, label: str = "", *, n: int = 128, p: int = 64, **flags: bool) -> Any:
+def compilation(kernel: Any, dtype: str, label: str = "", *, n: int = 128, p: int = 64, **flags: Any) -> Any:
     """The kernel for x of a type, as the launcher would call it: with every flag that is not named true."""
     from ssmcourse.kernels.compiling import Compilation
 
-    sizes = blocks(n, p, DTYPES[dtype])
+    sizes, half = blocks(n, p, DTYPES[dtype]), DTYPES[dtype].itemsize == 2
     constants = {
-        "N": n, "P": p, "CHUNK": sizes.chunk, "BLOCK": sizes.block, "BLOCK_N": sizes.n, "BLOCK_P": sizes.p, "BLOCK_H": 8,
-        "OPERAND": {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}[dtype], "PRECISION": "ieee",
+        "N": n, "P": p, "CHUNK": sizes.chunk, "BLOCK": sizes.block, "BLOCK_N": sizes.n, "BLOCK_P": sizes.p,
+        "BLOCK_H": 8, "LINES": sizes.chunk // sizes.block, "TILES_N": n // sizes.n, "TILES_P": p // sizes.p,
+        "PARTS": n * p // 256, "OPERAND": getattr(tl, str(DTYPES[dtype]).removeprefix("torch.")),
+        "PRECISION": "tf32" if half else "ieee",
     }  # fmt: skip
     signature, constexprs = {}, {}
     for parameter in kernel.params:
@@ -140,8 +158,18 @@ def compilation(kernel: Any, dtype: str, label: str = "", *, n: int = 128, p: in
         elif name == parameter.name:
             signature[name] = "i32"
         else:
-            signature[parameter.name] = INTEGERS.get(name, f"*{dtype}" if name in ACTIVATIONS else "*fp32")
-    half = dtype != "fp32" and "OPERAND" in constexprs
+            of_sums = "*fp64" if dtype == "fp64" else "*fp32"
+            signature[parameter.name] = INTEGERS.get(name, f"*{dtype}" if name in ACTIVATIONS else of_sums)
+    multiplies = half and "OPERAND" in constexprs
     return Compilation(
-        f"ssd.{kernel.__name__} {dtype}{label}", kernel, signature, constexprs, WARPS, STAGES, half_dot=half
-    )
+        f"ssd.{kernel.__name__} {dtype}{label}", kernel, signature, constexprs, half_dot=multiplies,
+        **configuration(kernel, DTYPES[dtype]),
+    )  # fmt: skip
+
+
+def tunings(compilation: Any) -> Iterator[Any]:
+    """The same kernel in every configuration that tuning tries."""
+    for warps, stages in CONFIGURATIONS:
+        if (warps, stages) != (compilation.num_warps, compilation.num_stages):
+            name = f"{compilation.name}, {warps} warps, {stages} stages"
+            yield compilation._replace(name=name, num_warps=warps, num_stages=stages, may_spill=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-import subprocess
-import sys
+import os
 import textwrap
 from collections import Counter
 from math import log2
 
+import fresh
 import pytest
 import torch
 from operator_table import assert_agrees, need, random
@@ -201,7 +201,7 @@ def test_zero_times_infinity_is_zero_but_in_the_first_rung(algorithm):
 
 @pytest.mark.parametrize(
     ("algorithm", "limit"),
-    [("hillis_steele", 1024), ("blelloch", 1024), ("warp_shuffles", 1024), ("several_steps", 32 * STEPS)],
+    [("hillis_steele", 1024), ("blelloch", 1024), ("warp_shuffles", 1024), ("several_steps", 16 * STEPS)],
 )
 def test_a_block_takes_so_many_steps(algorithm, limit):
     a, b, first = given(1, limit + 1, 1)
@@ -534,34 +534,49 @@ AHEAD_OF_TIME = """
 from numba import cuda, types
 from ssmcourse.kernels.linear_scan.numba_cuda import ptx_compilations
 
-compiled = []
-for name, kernel, signature in ptx_compilations():
-    for cc in ((8, 0), (9, 0)):
+def compile_all(cc):
+    for name, kernel, signature in ptx_compilations():
         try:
             ptx, _ = cuda.compile_ptx(kernel.py_func, types.void(*signature), cc=cc)
         except Exception as error:
             if "No such file" not in str(error):
                 raise
-            print("no compiler:", str(error).splitlines()[0])
-            raise SystemExit
+            return f"no compiler: {str(error).splitlines()[0]}"
         assert "st.global" in ptx, name
         assert ".local" not in ptx, f"{name}: what should be in registers is in memory"
         assert "call" not in ptx, f"{name}: a device function was not inlined"
         assert name.endswith(("float64", "complex128")) or ".f64" not in ptx, f"{name}: computes in float64 unasked"
         if name.startswith("look_back"):
             assert "membar.gl" in ptx and "atom.global" in ptx and "shfl.sync" in ptx, name
-    compiled.append(name)
-print("compiled", len(compiled))
+    return "compiled"
+
+print(compile_all(CC))
 """
 
 
-def test_every_kernel_compiles_ahead_of_time(monkeypatch):
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
-    done = subprocess.run([sys.executable, "-c", AHEAD_OF_TIME], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    if "no compiler" in done.stdout:
-        pytest.skip(f"the extra [gpu] brings the CUDA toolkit; {done.stdout.strip()}")
-    assert "compiled 18" in done.stdout
+@pytest.mark.parametrize("cc", [pytest.param((8, 0), marks=pytest.mark.slow), (9, 0)])
+def test_every_kernel_compiles_ahead_of_time(cc):
+    done = fresh.run(AHEAD_OF_TIME.replace("CC", str(cc)), {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"})
+    assert done.status == 0, done.err
+    if "no compiler" in done.out:
+        pytest.skip(f"the extra [gpu] brings the CUDA toolkit; {done.out.strip()}")
+    assert done.out.strip() == "compiled"
+
+
+@simulated
+@pytest.mark.parametrize("before", ["pass", "import numba"])
+def test_the_package_may_be_imported_first(before):
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("NUMBA_ENABLE_CUDASIM", "TRITON_INTERPRET")
+    }
+    program = f"""
+{before}
+import ssmcourse.kernels.linear_scan.numba_cuda as ladder
+x = ladder.torch.ones(1, 3, 1)
+print(ladder.scan(x, x, x[:, 0]).flatten().tolist())
+"""
+    done = fresh.run(program, environment)
+    assert done.out.strip() == "[2.0, 3.0, 4.0]", done.err
 
 
 def test_every_kernel_is_among_the_compilations():

@@ -60,6 +60,7 @@ def scan(
         a, b: (b, l, d), of one dtype: float32 or float64, for "one_thread" also complex.
         initial_state: (b, d), of that dtype.
         algorithm: one of ALGORITHMS.
+            All take any l but "hillis_steele", "blelloch", "warp_shuffles" (1024 at most) and "several_steps" (128).
     Returns:
         h, (b, l, d). Gradients do not pass; they do through `linear_scan(backend="numba_cuda")`.
     Raises:

@@ -30,7 +30,7 @@ def launch(
 
         execute(kernel, blocks, threads, *arguments, shared_bytes=shared_bytes)
         return
-    with cuda.gpus[first.device.index]:
+    with torch.cuda.device(first.device):
         arrays = [cuda.as_cuda_array(v) if isinstance(v, Tensor) else v for v in arguments]
         # torch's own stream, so that the kernel waits for what computes its inputs
         stream = cuda.external_stream(torch.cuda.current_stream(first.device).cuda_stream)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ssmcourse.kernels.linear_scan.numba_cuda import several_steps
 from ssmcourse.kernels.linear_scan.numba_cuda.launch import SIMULATED, WARP, launch, like
 from ssmcourse.kernels.linear_scan.numba_cuda.several_steps import (
+    MOST_SEGMENTS,
     STEPS,
     first_step,
     load_steps,
@@ -41,7 +42,7 @@ from ssmcourse.kernels.linear_scan.numba_cuda.several_steps import (
 from ssmcourse.kernels.linear_scan.numba_cuda.steps import device, times
 from ssmcourse.kernels.linear_scan.numba_cuda.warp_shuffles import ALL_LANES
 
-SEGMENTS = 2 if SIMULATED else 16
+SEGMENTS = 2 if SIMULATED else MOST_SEGMENTS
 NOTHING, TOTAL, STATE = 0, 1, 2  # what a tile has published
 GATES, STATES, LAST = 0, 1, 2  # where
 

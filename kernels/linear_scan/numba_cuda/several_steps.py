@@ -8,7 +8,7 @@ A block is a tile: x, 32 channels (the lanes of a warp); y, segments of STEPS st
 neighbours in memory at once, and in shared memory each lane has a bank of its own.
 
 Arrays: a, b, h (b, l, d); initial_state (b, d). Grid: a block a row and strip of 32 channels. Shared: 128 numbers a
-segment. Bytes: a, b and h once. Work: 2 combinations a step and log2(segments) / STEPS more; l is at most 32 STEPS.
+segment. Bytes: a, b and h once. Work: a combination a step and the step itself, and log2(segments) / STEPS combinations more.
 
 In the last pass the gates are those that were given: only the state before a thread's steps comes from products of
 gates. The two rungs above take tiles from here.
@@ -22,11 +22,11 @@ from numba import cuda
 from torch import Tensor
 
 from ssmcourse.kernels.linear_scan.numba_cuda.hillis_steele import scan_block
-from ssmcourse.kernels.linear_scan.numba_cuda.launch import MOST_THREADS, WARP, at_most, launch, power_of_two
+from ssmcourse.kernels.linear_scan.numba_cuda.launch import WARP, at_most, launch, power_of_two
 from ssmcourse.kernels.linear_scan.numba_cuda.steps import device, then, time_of, times
 
 STEPS = 8  # of a thread; their gates and inputs are in registers: 16, or 32 in float64
-MOST_SEGMENTS = MOST_THREADS // WARP
+MOST_SEGMENTS = 16  # of a tile: 512 threads, for which a GPU has up to 128 registers each
 
 
 @device

@@ -5,7 +5,8 @@ The step h -> a h + b is the pair (a, b). First (a1, b1), then (a2, b2), is the 
     h -> a2 (a1 h + b1) + b2  =  (a2 a1) h + (a2 b1 + b2),
 
 which is `then`. It is associative, so any grouping will do, but it does not commute: the earlier step comes first.
-The pair (1, 0) changes nothing; it stands where there is no step.
+The pair (1, 0) changes nothing; it stands where there is no step. One such combination is 3 operations on floats; in the
+other files, Work counts combinations.
 
 The product of many gates may leave the range of a float where the states themselves do not: 1e30 1e30 0 is 0 if a state
 goes through it step by step, and infinity times 0 if the first two gates are multiplied first. So in these kernels 0

@@ -19,6 +19,7 @@ from torch import Tensor
 from ssmcourse.kernels.linear_scan.numba_cuda import several_steps
 from ssmcourse.kernels.linear_scan.numba_cuda.launch import SIMULATED, launch, like
 from ssmcourse.kernels.linear_scan.numba_cuda.several_steps import (
+    MOST_SEGMENTS,
     STEPS,
     first_step,
     load_steps,
@@ -27,7 +28,7 @@ from ssmcourse.kernels.linear_scan.numba_cuda.several_steps import (
 )
 from ssmcourse.kernels.linear_scan.numba_cuda.steps import then, time_of, times
 
-SEGMENTS = 2 if SIMULATED else 16
+SEGMENTS = 2 if SIMULATED else MOST_SEGMENTS
 
 
 @cuda.jit

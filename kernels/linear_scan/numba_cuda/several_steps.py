@@ -5,7 +5,7 @@
     3. a thread goes on from the state before its steps, and writes the STEPS states that follow
 
 A block is a tile: x, 32 channels (the lanes of a warp); y, segments of STEPS steps (its warps). So a warp reads 32
-neighbours in memory at once, and in shared memory each lane has a bank of its own.
+neighbours in memory at once, and in shared memory each lane has a bank of its own. Of fewer channels, some lanes have none.
 
 Arrays: a, b, h (b, l, d); initial_state (b, d). Grid: a block a row and strip of 32 channels. Shared: 128 numbers a
 segment. Bytes: a, b and h once. Work: a combination a step and the step itself, and log2(segments) / STEPS combinations more.

@@ -75,17 +75,7 @@ def scan(
     products = like(b, rows, l, d)
     total_gates, total_states, after = (like(b, rows, -(-l // (segments * STEPS)), d) for _ in range(3))
     launch(
-        scan_tiles_kernel,
-        blocks,
-        threads,
-        a,
-        b,
-        h,
-        products,
-        total_gates,
-        total_states,
-        reverse,
-        shared=shared,
-    )
+        scan_tiles_kernel, blocks, threads, a, b, h, products, total_gates, total_states, reverse, shared=shared,
+    )  # fmt: skip
     scan(total_gates, total_states, initial_state, after, False, segments)
     launch(add_kernel, blocks, threads, products, initial_state, after, h, reverse)

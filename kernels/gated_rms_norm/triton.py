@@ -89,43 +89,39 @@ def backward_kernel(
     first = tl.program_id(0).to(tl.int64) * WALK
     offs_n = tl.arange(0, BLOCK_N)[None, :]
     offs_d = group * N + offs_n
-    weight = tl.load(weight_ptr + offs_d, mask=offs_n < N, other=0.0)  # (1, BLOCK_N)
-    T: tl.constexpr = weight.dtype
+    T: tl.constexpr = weight_ptr.dtype.element_ty
     dweight = tl.zeros([ROWS, BLOCK_N], T)
     for walked in range(0, WALK, ROWS):
         rows = (first + walked + tl.arange(0, ROWS))[:, None]
         mask = (rows < m) & (offs_n < N)
+        # Loaded anew for every row, from the cache: registers are what a wide group is short of.
+        weight = tl.load(weight_ptr + offs_d, mask=offs_n < N, other=0.0)  # (1, BLOCK_N)
         r = tl.load(r_ptr + rows * tl.num_programs(1) + group, mask=rows < m, other=0.0)  # (ROWS, 1)
         x = _tile(x_ptr, rows, stride_x, offs_d, mask, T)  # (ROWS, BLOCK_N), as all that follow
         dy = _tile(dy_ptr, rows, d, offs_d, mask, T)
         if z_ptr is None:
-            du, share = _through_the_norm(x, r, dy, weight, N)
-            dx = du
+            n = r * x
         else:
             z = _tile(z_ptr, rows, stride_z, offs_d, mask, T)
             s = sigmoid(z)
-            gate, slope = z * s, s * (1 + z * (1 - s))
+            gate = z * s
+            x_slope = x * (s * (1 + z * (1 - s)))
             if NORM_FIRST:
-                dx, share = _through_the_norm(x, r, dy * gate, weight, N)
-                dz = dy * weight * x * r * slope
+                n = r * x
+                tl.store(dz_ptr + rows * d + offs_d, dy * weight * r * x_slope, mask=mask)
+                dy = dy * gate
             else:
-                du, share = _through_the_norm(x * gate, r, dy, weight, N)
-                dx = du * gate
-                dz = du * x * slope
-            tl.store(dz_ptr + rows * d + offs_d, dz, mask=mask)
-        tl.store(dx_ptr + rows * d + offs_d, dx, mask=mask)
-        dweight += share
+                n = r * x * gate
+        dweight += dy * n
+        dn = dy * weight
+        along = tl.sum(dn * n, 1)[:, None] / N  # (ROWS, 1), what would only make u longer, which r undoes
+        du = r * (dn - n * along)
+        if z_ptr is not None and not NORM_FIRST:
+            tl.store(dz_ptr + rows * d + offs_d, du * x_slope, mask=mask)
+            du = du * gate
+        tl.store(dx_ptr + rows * d + offs_d, du, mask=mask)
     total = tl.sum(dweight, 0)[None, :]
     tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * d + offs_d, total, mask=offs_n < N)
-
-
-@triton.jit
-def _through_the_norm(u, r, dy, weight, N: tl.constexpr):
-    """The gradients of u and of the weight, row by row, for y = u r weight."""
-    n = u * r  # (ROWS, BLOCK_N)
-    dn = dy * weight
-    along = tl.sum(dn * n, 1)[:, None] / N  # what would only make u longer, which r undoes
-    return r * (dn - n * along), dy * n
 
 
 # --- Launching -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -138,15 +139,19 @@ def _sequences(
 
 def launch(given: Given, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Run a kernel on the GPU that x is on; nothing for an empty grid."""
-    device = given.x.device
     if 0 in grid:
         return
     if TUNE and "OPERAND" in constants:
         kernel = _tuned(kernel)
     elif not INTERPRETED:
         constants |= configuration(kernel, given.multiplied)
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with on_device_of(given.x):
         kernel[grid](*arguments, **constants)
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current GPU, which may be another one than x's."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache
@@ -258,7 +263,7 @@ def gradient(
     steps, G = sums(given), matrix(given)
     dz = torch.empty_like(given.z)
     if z is not None:
-        dy_gated, dy = dy, torch.empty_like(dy)
+        dy_gated, dy = dy, torch.empty_like(dy, dtype=given.multiplied)
         scan(given, G, steps, states, dy, dy_gated, dz)
     dstates, dinitial, through = state_gradients(given, dy, steps, states, dfinal)
     dx, ddt, leaving, dD = input_gradients(given, G, dy, steps, dstates, dfinal)

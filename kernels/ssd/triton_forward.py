@@ -229,7 +229,7 @@ def chunk_scan_kernel(
     G = G_ptr + (tl.program_id(0).to(tl.int64) * g + group) * (CHUNK * CHUNK)
     for start in range(0, (tile + 1) * BLOCK, BLOCK):  # from the steps of this chunk
         j = start + tl.arange(0, BLOCK)
-        kept = j[None, :] <= i[:, None]
+        kept = (j[None, :] <= i[:, None]) & (i < left)[:, None]
         if PACKED:
             kept = kept & (load_numbers(numbers, i, left)[:, None] == load_numbers(numbers, j, left)[None, :])
         hi_j, lo_j = load_sums(steps, j, left, l)  # (BLOCK,)

@@ -4,7 +4,7 @@ A chunk is CHUNK steps, a tile of a matrix BLOCK x BLOCK, BLOCK x BLOCK_N or BLO
 
     steps_ptr    (b, h, 3, l)   dt, and the cumulative sum s of log_a inside its chunk as two numbers, s = hi + lo
     number_ptr   (b, l)         the number of a step's sequence, counted on from row to row; read if PACKED
-    ends_ptr     (s,)           the last step of each sequence, in its row; read if PACKED
+    ends_ptr     (s,)           the last step of each sequence, counted through all rows: row l + step
     states_ptr   (b, c - 1, h, n, p)   the state that enters each chunk but the first; initial_ptr (b, h, p, n) has that
 
 Why two numbers: after one step of log_a = -1e4, s is about -1e4, and float32 has no digits left there for the steps

@@ -60,7 +60,8 @@ def selective_scan(
         initial_state: (b, d, n), the state before the first step; zero if not given.
         return_final_state: return the state after the last step as well.
         seq_idx: (b, l) integers; where they change along a row, a new sequence starts from state 0.
-        backend: a name from `backends("selective_scan")`; "auto" takes the best one for x's device.
+        backend: a name from `backends("selective_scan")`; "auto" takes the best one for x's device. With complex A
+            there is no "triton".
     Returns:
         y (b, l, d) of x's dtype. With return_final_state also the states (b, d, n), or with seq_idx (s, d, n):
         the final states of all sequences of all rows, row by row. States are float32 for half inputs.
@@ -95,7 +96,8 @@ def selective_scan(
         None if initial_state is None else initial_state.to(dtype),
     )
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    scan = runtime.choose("selective_scan", backend, x.device.type)
+    operator = "selective_scan of complex A" if A.is_complex() else "selective_scan"
+    scan = runtime.choose(operator, backend, x.device.type)
     y, final, *_ = scan(*tensors, sequence, sequences, dt_softplus, b_disc == "zoh", keep)
     return (y, final) if return_final_state else y
 
@@ -206,11 +208,11 @@ def _final(states: list[Tensor], sequence: Tensor | None, sequences: int) -> Ten
     return torch.stack(states[1:], 1)[packing.ends(sequence)]
 
 
-runtime.register(
-    "selective_scan",
-    cpu="ssmcourse.kernels.selective_scan.cpu:selective_scan",
-    reference=_by_definition,
-)
+_CPU = "ssmcourse.kernels.selective_scan.cpu:selective_scan"
+_TRITON = "ssmcourse.kernels.selective_scan.triton:selective_scan"
+runtime.register("selective_scan", cpu=_CPU, triton=_TRITON, reference=_by_definition)
+# Triton has no complex numbers: then "auto" must find another on a GPU.
+runtime.register("selective_scan of complex A", cpu=_CPU, reference=_by_definition)
 
 
 def _dtypes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import triton
 from torch import Tensor
 
 from ssmcourse.kernels import runtime
+from ssmcourse.kernels.compiling import Compilation
 
 # Steps from one state that is kept for the gradient to the next. The interpreter's tests are short.
-CHUNK = 64 if runtime.triton_mode() == "compiled" else 16
+CHUNK = 16 if runtime.triton_mode() == "interpreted" else 64
 MOST_STATES = 256
 
 
@@ -29,14 +31,15 @@ class Given(NamedTuple):
 
 def read(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, sequence: Tensor | None, dt_softplus: bool, zoh: bool, states: int,
+    dt_bias: Tensor | None, sequence: Tensor | None, dt_softplus: bool, zoh: bool,
+    states: Callable[[bool, bool, bool], int],
 ) -> Given:  # fmt: skip
-    """`states`: how many numbers the tile of states of a program may have."""
+    """`states`: (zoh, packed, constant B or C) -> how many numbers the tile of states of a program may have."""
     (_, l, d), n = x.shape, A.shape[1]
     groups_B, groups_C = (M.shape[2] if M.ndim == 4 else 1 for M in (B, C))
     groups = math.lcm(groups_B, groups_C)
-    N = triton.next_power_of_2(max(1, n))
-    block_d = min(64, triton.next_power_of_2(d // groups), max(1, states // N))
+    numbers = states(zoh, sequence is not None, 2 in (B.ndim, C.ndim))
+    N, block_d = tile_of_states(n, d // groups, numbers, A.element_size())
     rows = {"x": _evenly_spaced(x), "dt": _evenly_spaced(dt), "z": None if z is None else _evenly_spaced(z)}
     return Given(
         {
@@ -63,6 +66,16 @@ def read(
         },
         groups * triton.cdiv(d // groups, block_d),
     )
+
+
+def tile_of_states(n: int, channels: int, numbers: int, size: int) -> tuple[int, int]:
+    """N and BLOCK_D: powers of 2 that cover the states, and as many channels as leave that many numbers in all.
+
+    Fewer where a number takes more registers (`size` in bytes), and where B and C take most of them.
+    """
+    N = triton.next_power_of_2(max(1, n))
+    numbers //= (1 if size == 4 else 4) * (1 if N <= 64 else 2)
+    return N, min(64, triton.next_power_of_2(channels), max(1, numbers // N))
 
 
 def empty(
@@ -100,6 +113,63 @@ def _evenly_spaced(t: Tensor) -> Tensor:
     side_by_side = d == 1 or t.stride(2) == 1
     rows_follow = b == 1 or t.stride(0) == l * t.stride(1)
     return t if side_by_side and rows_follow else t.contiguous()
+
+
+def tuned(*configurations: triton.Config) -> Callable[[Any], Any]:
+    """For a kernel: on a GPU the fastest of the configurations, measured when a size is first seen; else the first."""
+    usable = configurations if runtime.triton_mode() == "compiled" else configurations[:1]
+    return triton.autotune(list(usable), key=["d", "n", "groups"])
+
+
+def compilations(
+    name: str, kernel: Any, configurations: list[triton.Config], states: Callable[[bool, bool, bool], int]
+) -> Iterator[Compilation]:
+    """Every dtype, few and many states, with and without options; a model's sizes in every configuration."""
+    sizes = {"n": 16, "d": 1536, "stride_x": 1536, "stride_dt": 1536, "stride_z": 3072}
+    plain: dict[str, Any] = {"sequence_ptr": None}
+    bare = plain | dict.fromkeys(("D_ptr", "z_ptr", "bias_ptr", "first_ptr", "final_ptr", "dfinal_ptr"))
+    bare |= dict.fromkeys(("dD_ptr", "dz_ptr", "dbias_ptr", "dfirst_ptr"))
+    for label, dtype, n, constants, moves, zoh in (
+        ("", "bf16", 16, sizes | plain, True, False),
+        ("", "fp32", 16, sizes | plain, True, False),
+        ("packed", "bf16", 16, sizes, True, False),
+        ("zoh", "bf16", 16, sizes | plain, True, True),
+        ("any size, packed, zoh", "fp16", 16, {}, True, True),
+        ("any size, packed, zoh", "fp32", 16, {}, True, True),
+        ("any size, packed, zoh", "fp64", 16, {}, True, True),
+        ("n=64", "bf16", 64, sizes | plain | {"n": 64}, True, False),
+        (f"n={MOST_STATES}", "fp32", MOST_STATES, sizes | plain | {"n": MOST_STATES}, True, False),
+        ("B and C constant, nothing optional", "bf16", 16, sizes | bare, False, False),
+    ):
+        packed = "sequence_ptr" not in constants
+        N, block_d = tile_of_states(n, 1536, states(zoh, packed, not moves), 8 if dtype == "fp64" else 4)
+        options = {"B_MOVES": moves, "C_MOVES": moves, "SOFTPLUS": True, "ZOH": zoh, "CHUNK": 64}
+        options |= {"N": N, "BLOCK_D": block_d}
+        for number, configuration in enumerate(configurations if label == "" else configurations[:1]):
+            constexprs = {k: v for k, v in constants.items() if k in kernel.arg_names}
+            constexprs |= options | configuration.kwargs
+            yield Compilation(
+                f"selective_scan.{name} {dtype} {label or _in_words(configuration)}",
+                kernel,
+                {k: _type(k, dtype) for k in kernel.arg_names if k not in constexprs},
+                constexprs,
+                num_warps=configuration.num_warps,
+                may_spill=number > 0,
+            )
+
+
+def _in_words(configuration: triton.Config) -> str:
+    return f"{configuration.kwargs['STEPS']} steps, {configuration.num_warps} warps"
+
+
+def _type(argument: str, dtype: str) -> str:
+    name, pointer, _ = argument.partition("_ptr")
+    if not pointer:
+        return "i32"
+    if name == "sequence":
+        return "*i64"
+    half = name in ("x", "dt", "B", "C", "z", "y", "dy", "dx", "ddt", "dz") or dtype == "fp64"
+    return f"*{dtype}" if half else "*fp32"
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:

@@ -23,7 +23,6 @@ Bytes: x, dt, z, dy, dx, ddt and dz once; x, dt, B and C twice from the cache; t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import triton
@@ -32,15 +31,18 @@ from torch import Tensor
 
 from ssmcourse.kernels import runtime
 from ssmcourse.kernels.compiling import Compilation
-from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, on_device_of, read
+from ssmcourse.kernels.selective_scan import triton_arguments
+from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, on_device_of, read, tuned
 from ssmcourse.kernels.selective_scan.triton_forward import scan
 from ssmcourse.kernels.selective_scan.triton_steps import (
-    advance,
+    at_step,
     of_channels,
     place,
     read_block,
+    read_parameters,
     read_start,
-    read_states,
+    read_steps,
+    replay,
     retreat,
     sigmoid,
     step_of,
@@ -49,11 +51,16 @@ from ssmcourse.kernels.selective_scan.triton_steps import (
     write_block,
 )
 
-STEPS = 4  # divides CHUNK
-WARPS = 2
-STATES = 512  # numbers in a program's tile of states
+FEWEST_STEPS = 4 if runtime.triton_mode() == "interpreted" else 2  # divides CHUNK
+CONFIGURATIONS = [triton.Config({"STEPS": FEWEST_STEPS}, num_warps=warps) for warps in (1, 2)]
 
 
+def states(zoh: bool, packed: bool, constant: bool) -> int:
+    """How many numbers a program's tile of states has: 8 a thread, as several such tiles are needed at once, or 4."""
+    return 128 if zoh or packed or constant else 256
+
+
+@tuned(*CONFIGURATIONS)
 @triton.jit
 def gradient_kernel(
     x_ptr,  # (b, l, d), its steps stride_x apart; so are dt and z
@@ -86,17 +93,12 @@ def gradient_kernel(
     dtype: tl.constexpr = A_ptr.dtype.element_ty  # computed in: float32 or float64
     pid = tl.program_id(0)
     row, group, offs_d, mask_d = place(pid, d, groups, BLOCK_D)
-    group_B, group_C = group * groups_B // groups, group * groups_C // groups
     offs_n = tl.arange(0, N)
     offs = offs_d[None, :] * n + offs_n[:, None]  # in (d, n)
     mask = mask_d[None, :] & (offs_n < n)[:, None]
-    A = tl.load(A_ptr + offs, mask=mask, other=0.0)  # (N, BLOCK_D)
-    if not B_MOVES:
-        B_s = tl.load(B_ptr + offs, mask=mask, other=0.0).to(dtype)  # (N, BLOCK_D)
-    if not C_MOVES:
-        C_s = tl.load(C_ptr + offs, mask=mask, other=0.0).to(dtype)  # (N, BLOCK_D)
-    bias = 0.0 if bias_ptr is None else tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
-    D = 0.0 if D_ptr is None else tl.load(D_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
+    A, B_same, C_same, D, bias = read_parameters(
+        A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, offs_d, mask_d, n, B_MOVES, C_MOVES, N
+    )
     dh = tl.zeros((N, BLOCK_D), dtype)
     dA, dB_sum, dC_sum = dh, dh, dh
     dD = tl.zeros((BLOCK_D,), dtype)
@@ -117,53 +119,39 @@ def gradient_kernel(
             tl.store(scratch_ptr + block * N * BLOCK_D, h)
             begin = chunk * CHUNK + block * STEPS
             t = begin + tl.arange(0, STEPS)
-            x = read_block(x_ptr, row, t, l, stride_x, offs_d, mask_d).to(dtype)  # (STEPS, BLOCK_D)
-            dt = read_block(dt_ptr, row, t, l, stride_dt, offs_d, mask_d).to(dtype)  # (STEPS, BLOCK_D)
-            delta, _ = step_size(dt, bias, SOFTPLUS)
-            if B_MOVES:
-                B = of_channels(read_states(B_ptr, row, t, l, group_B, groups_B, n, N), BLOCK_D, dtype)
-            for s in tl.static_range(STEPS):
-                if sequence_ptr is not None:
-                    anew, _ = read_start(sequence_ptr, row, begin + s, l)
-                    h = tl.where(anew, 0.0, h)
-                if B_MOVES:
-                    B_s = step_of(B, s)
-                h = advance(h, step_of(x, s), step_of(delta, s), A, B_s, ZOH)
+            x, dt, _, B, _ = read_steps(
+                x_ptr, dt_ptr, z_ptr, B_ptr, C_ptr, row, t, l, n, group, groups, groups_B, groups_C,
+                stride_x, stride_dt, stride_z, offs_d, mask_d, B_MOVES, C_MOVES, N,
+            )  # fmt: skip
+            x = x.to(dtype)
+            delta, _ = step_size(dt.to(dtype), bias, SOFTPLUS)
+            B = of_channels(B, BLOCK_D, dtype) if B_MOVES else B_same
+            h = replay(h, x, delta, A, B, sequence_ptr, row, begin, l, B_MOVES, ZOH)[STEPS]
         tl.debug_barrier()  # what a thread stored, another may load
 
         for block_back in range(0, blocks):
             block = blocks - 1 - block_back
             begin = chunk * CHUNK + block * STEPS
             t = begin + tl.arange(0, STEPS)
-            inside = (t < l)[:, None]
-            x = read_block(x_ptr, row, t, l, stride_x, offs_d, mask_d).to(dtype)  # (STEPS, BLOCK_D)
-            dt = read_block(dt_ptr, row, t, l, stride_dt, offs_d, mask_d).to(dtype)  # (STEPS, BLOCK_D)
+            x, dt, z, B, C = read_steps(
+                x_ptr, dt_ptr, z_ptr, B_ptr, C_ptr, row, t, l, n, group, groups, groups_B, groups_C,
+                stride_x, stride_dt, stride_z, offs_d, mask_d, B_MOVES, C_MOVES, N,
+            )  # fmt: skip
+            x = x.to(dtype)
             dy = read_block(dy_ptr, row, t, l, d, offs_d, mask_d).to(dtype)  # (STEPS, BLOCK_D)
-            delta, raw = step_size(dt, bias, SOFTPLUS)
+            inside = (t < l)[:, None]
+            delta, raw = step_size(dt.to(dtype), bias, SOFTPLUS)
             delta = tl.where(inside, delta, 0.0)
-            if B_MOVES:
-                B = of_channels(read_states(B_ptr, row, t, l, group_B, groups_B, n, N), BLOCK_D, dtype)
-                dB = tl.zeros((STEPS, N), dtype)
-            if C_MOVES:
-                C = of_channels(read_states(C_ptr, row, t, l, group_C, groups_C, n, N), BLOCK_D, dtype)
-                dC = tl.zeros((STEPS, N), dtype)
-            states = (tl.load(scratch_ptr + block * N * BLOCK_D),)  # (N, BLOCK_D)
-            y = D * x
-            for s in tl.static_range(STEPS):
-                h = states[s]
-                if sequence_ptr is not None:
-                    anew, _ = read_start(sequence_ptr, row, begin + s, l)
-                    h = tl.where(anew, 0.0, h)
-                if B_MOVES:
-                    B_s = step_of(B, s)
-                h = advance(h, step_of(x, s), step_of(delta, s), A, B_s, ZOH)
-                states = states + (h,)
-                if z_ptr is not None:
-                    if C_MOVES:
-                        C_s = step_of(C, s)
-                    y = with_step(y, s, step_of(y, s) + tl.sum(C_s * h, 0))
+            B = of_channels(B, BLOCK_D, dtype) if B_MOVES else B_same
+            C = of_channels(C, BLOCK_D, dtype) if C_MOVES else C_same
+            dB, dC = tl.zeros((STEPS, N), dtype), tl.zeros((STEPS, N), dtype)
+            h = tl.load(scratch_ptr + block * N * BLOCK_D)  # (N, BLOCK_D)
+            states = replay(h, x, delta, A, B, sequence_ptr, row, begin, l, B_MOVES, ZOH)
             if z_ptr is not None:
-                z = read_block(z_ptr, row, t, l, stride_z, offs_d, mask_d).to(dtype)  # (STEPS, BLOCK_D)
+                y = D * x
+                for s in tl.static_range(STEPS):
+                    y = with_step(y, s, step_of(y, s) + tl.sum(at_step(C, s, C_MOVES) * states[s + 1], 0))
+                z = z.to(dtype)
                 opened = sigmoid(z)
                 dz = dy * y * opened * (1.0 + z * (1.0 - opened))
                 write_block(dz_ptr, dz, row, t, l, d, offs_d, mask_d)
@@ -176,13 +164,10 @@ def gradient_kernel(
                 if sequence_ptr is not None:
                     anew, sequence = read_start(sequence_ptr, row, begin + s, l)
                     before = tl.where(anew, 0.0, before)
-                if B_MOVES:
-                    B_s = step_of(B, s)
-                if C_MOVES:
-                    C_s = step_of(C, s)
                 x_s, delta_s, dy_s = step_of(x, s), step_of(delta, s), step_of(dy, s)[None, :]
+                g = dh + at_step(C, s, C_MOVES) * dy_s
                 dh, dx_s, ddelta_s, dA_s, dB_s = retreat(
-                    dh + C_s * dy_s, before, x_s, delta_s, A, B_s, begin + s < l, ZOH
+                    g, before, x_s, delta_s, A, at_step(B, s, B_MOVES), begin + s < l, ZOH
                 )
                 dA += dA_s
                 dx = with_step(dx, s, step_of(dx, s) + dx_s)
@@ -237,10 +222,8 @@ def gradient(
     dy, dfinal = upstream
     if x.numel() == 0:
         return _of_no_steps(arguments, dfinal)
-    kept = outputs[2]
-    if not keep:
-        kept = scan(*arguments, sequence, sequences, dt_softplus, zoh, True)[2]
-    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, states=STATES)
+    kept = outputs[2] if keep else scan(*arguments, sequence, sequences, dt_softplus, zoh, True)[2]
+    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, states)
     places = _places(given.programs, *arguments)
     dy = torch.zeros_like(x) if dy is None else dy
     grid = (len(x) * given.programs,)
@@ -251,13 +234,11 @@ def gradient(
             kept_ptr=kept,
             dy_ptr=dy.contiguous(),
             dfinal_ptr=dfinal.contiguous() if sequences and dfinal is not None else None,
-            scratch_ptr=A.new_empty((*grid, CHUNK // STEPS, N, block_d)),
+            scratch_ptr=A.new_empty((*grid, CHUNK // FEWEST_STEPS, N, block_d)),
             **places,
             **given.sizes,
             programs=given.programs,
             **given.options,
-            STEPS=STEPS,
-            num_warps=WARPS,
         )
     return [
         _summed(part, a)
@@ -270,8 +251,8 @@ def _places(
     programs: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, initial_state: Tensor | None,
 ) -> dict[str, Tensor | None]:  # fmt: skip
-    """Where the kernel writes, in the arguments' order: gradients, or what is to be summed over rows, or over blocks of channels."""
-    (b, l, d), n = x.shape, A.shape[1]
+    """Where the kernel writes, in the arguments' order: gradients, or parts of them that are to be summed."""
+    (b, l, _), n = x.shape, A.shape[1]
 
     def like(t: Tensor | None) -> Tensor | None:
         return None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
@@ -308,3 +289,7 @@ def _of_no_steps(arguments: tuple[Tensor | None, ...], dfinal: Tensor | None) ->
     if arguments[-1] is not None and dfinal is not None and len(dfinal) == len(found[-1]):
         found[-1].copy_(dfinal)
     return found
+
+
+def compilations() -> Iterator[Compilation]:
+    return triton_arguments.compilations("gradient", gradient_kernel, CONFIGURATIONS, states)

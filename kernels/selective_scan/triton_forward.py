@@ -9,10 +9,12 @@ Why a loop over the steps and no `tl.associative_scan` as in linear_scan: b d n 
 GPU, so nothing has to be parallel in time as well. The loop takes one exponential and four other operations for a
 state and step; the scan takes a logarithm of steps more, and it multiplies gates with each other, which turns
 0 · ∞ into NaN where a state of 0 grows. What a loop must do is to hide how long memory takes: STEPS steps are
-loaded together, before the first of them is computed.
+loaded together, while the STEPS before them are computed.
 
-Bytes: x, dt, z and y once; B and C once for each block of channels, so 2n/BLOCK_D of x (from the L2 cache); the
-kept states n/CHUNK float32 numbers for each of x. FLOPs: 7n + 40 for each of x (an exponential counted as 2).
+For each number of x, at n = 16, BLOCK_D = 64 and CHUNK = 64:
+    bytes   x, dt, z and y once; B and C once for each block of channels, which are 2n/BLOCK_D = 1/2 number; of the
+            kept states n/CHUNK = 1/4 float32 number. In bfloat16: 8 + 1 + 1, in float32: 16 + 2 + 1.
+    FLOPs   7n for the states and 50 for softplus and gate: 160, an exponential counted as one.
 """
 
 # A kernel is called with fewer arguments than a type checker counts.
@@ -21,22 +23,22 @@ kept states n/CHUNK float32 numbers for each of x. FLOPs: 7n + 40 for each of x 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssmcourse.kernels import runtime
 from ssmcourse.kernels.compiling import Compilation
-from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, empty, on_device_of, read, refuse
+from ssmcourse.kernels.selective_scan import triton_arguments
+from ssmcourse.kernels.selective_scan.triton_arguments import empty, on_device_of, read, refuse, tuned
 from ssmcourse.kernels.selective_scan.triton_steps import (
     advance,
-    place,
-    read_block,
-    read_start,
-    read_states,
+    at_step,
     of_channels,
+    place,
+    read_parameters,
+    read_start,
+    read_steps,
     sigmoid,
     step_of,
     step_size,
@@ -44,10 +46,18 @@ from ssmcourse.kernels.selective_scan.triton_steps import (
     write_block,
 )
 
-STEPS = 4  # divides CHUNK
-WARPS = 2
+# STEPS divides CHUNK.
+CONFIGURATIONS = [
+    triton.Config({"STEPS": steps}, num_warps=warps) for steps, warps in ((4, 2), (2, 2), (4, 4))
+]
 
 
+def states(zoh: bool, packed: bool, constant: bool) -> int:
+    """How many numbers a program's tile of states has: 16 a thread, 8 where much else is in registers."""
+    return 512 if zoh and packed else 1024
+
+
+@tuned(*CONFIGURATIONS)
 @triton.jit
 def scan_kernel(
     x_ptr,  # (b, l, d), its steps stride_x apart; so are dt and z
@@ -73,44 +83,33 @@ def scan_kernel(
     offs_n = tl.arange(0, N)
     offs = offs_d[None, :] * n + offs_n[:, None]  # in (d, n)
     mask = mask_d[None, :] & (offs_n < n)[:, None]
-    A = tl.load(A_ptr + offs, mask=mask, other=0.0)  # (N, BLOCK_D)
-    if not B_MOVES:
-        B = tl.load(B_ptr + offs, mask=mask, other=0.0).to(dtype)  # (N, BLOCK_D)
-    if not C_MOVES:
-        C = tl.load(C_ptr + offs, mask=mask, other=0.0).to(dtype)  # (N, BLOCK_D)
-    bias = 0.0 if bias_ptr is None else tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
-    D = 0.0 if D_ptr is None else tl.load(D_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
+    A, B_same, C_same, D, bias = read_parameters(
+        A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, offs_d, mask_d, n, B_MOVES, C_MOVES, N
+    )
     if first_ptr is None:
         h = tl.zeros((N, BLOCK_D), dtype)
     else:
         h = tl.load(first_ptr + row * d * n + offs, mask=mask, other=0.0)  # (N, BLOCK_D)
 
-    t = tl.arange(0, STEPS)
-    group_B = group * groups_B // groups
-    group_C = group * groups_C // groups
-    x_next = read_block(x_ptr, row, t, l, stride_x, offs_d, mask_d)  # (STEPS, BLOCK_D)
-    dt_next = read_block(dt_ptr, row, t, l, stride_dt, offs_d, mask_d)  # (STEPS, BLOCK_D)
-    z_next = x_next if z_ptr is None else read_block(z_ptr, row, t, l, stride_z, offs_d, mask_d)
-    B_next = B if not B_MOVES else read_states(B_ptr, row, t, l, group_B, groups_B, n, N)
-    C_next = C if not C_MOVES else read_states(C_ptr, row, t, l, group_C, groups_C, n, N)
+    ahead = read_steps(
+        x_ptr, dt_ptr, z_ptr, B_ptr, C_ptr, row, tl.arange(0, STEPS), l, n, group, groups, groups_B, groups_C,
+        stride_x, stride_dt, stride_z, offs_d, mask_d, B_MOVES, C_MOVES, N,
+    )  # fmt: skip
     for begin in range(0, l, STEPS):
-        if kept_ptr is not None:
+        if kept_ptr is not None:  # noqa: SIM102  (the first is known to the compiler, the second is not)
             if begin % CHUNK == 0:
                 chunk = row * tl.cdiv(l, CHUNK) + begin // CHUNK
                 tl.store(kept_ptr + (chunk * n + offs_n[:, None]) * d + offs_d[None, :], h, mask=mask)
+        x, dt, z, B, C = ahead
         t = begin + tl.arange(0, STEPS)
-        x, z, B_here, C_here = x_next.to(dtype), z_next.to(dtype), B_next, C_next
-        delta, _ = step_size(dt_next.to(dtype), bias, SOFTPLUS)
-        x_next = read_block(x_ptr, row, t + STEPS, l, stride_x, offs_d, mask_d)  # (STEPS, BLOCK_D)
-        dt_next = read_block(dt_ptr, row, t + STEPS, l, stride_dt, offs_d, mask_d)  # (STEPS, BLOCK_D)
-        if z_ptr is not None:
-            z_next = read_block(z_ptr, row, t + STEPS, l, stride_z, offs_d, mask_d)
-        if B_MOVES:
-            B_next = read_states(B_ptr, row, t + STEPS, l, group_B, groups_B, n, N)
-            B_all = of_channels(B_here, BLOCK_D, dtype)
-        if C_MOVES:
-            C_next = read_states(C_ptr, row, t + STEPS, l, group_C, groups_C, n, N)
-            C_all = of_channels(C_here, BLOCK_D, dtype)
+        ahead = read_steps(
+            x_ptr, dt_ptr, z_ptr, B_ptr, C_ptr, row, t + STEPS, l, n, group, groups, groups_B, groups_C,
+            stride_x, stride_dt, stride_z, offs_d, mask_d, B_MOVES, C_MOVES, N,
+        )  # fmt: skip
+        x = x.to(dtype)
+        delta, _ = step_size(dt.to(dtype), bias, SOFTPLUS)
+        B = of_channels(B, BLOCK_D, dtype) if B_MOVES else B_same  # (STEPS, N, BLOCK_D) if it moves
+        C = of_channels(C, BLOCK_D, dtype) if C_MOVES else C_same
         y = D * x
         for s in tl.static_range(STEPS):
             if sequence_ptr is not None:
@@ -118,12 +117,11 @@ def scan_kernel(
                 if final_ptr is not None:
                     tl.store(final_ptr + before * d * n + offs, h, mask=mask & anew)
                 h = tl.where(anew, 0.0, h)
-            B_s = step_of(B_all, s) if B_MOVES else B
-            C_s = step_of(C_all, s) if C_MOVES else C
-            after = advance(h, step_of(x, s), step_of(delta, s), A, B_s, ZOH)
+            after = advance(h, step_of(x, s), step_of(delta, s), A, at_step(B, s, B_MOVES), ZOH)
             h = tl.where(begin + s < l, after, h)  # past the end it stays what it is
-            y = with_step(y, s, step_of(y, s) + tl.sum(C_s * h, 0))
+            y = with_step(y, s, step_of(y, s) + tl.sum(at_step(C, s, C_MOVES) * h, 0))
         if z_ptr is not None:
+            z = z.to(dtype)
             y *= z * sigmoid(z)
         write_block(y_ptr, y, row, t, l, d, offs_d, mask_d)
 
@@ -139,10 +137,12 @@ def scan(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, the final states, and the states kept for the gradient, (b, chunks, n, d)."""
     refuse(A)
-    y, final, kept = empty(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence, sequences, dt_softplus, zoh, keep)
+    y, final, kept = empty(
+        x, dt, A, B, C, D, z, dt_bias, initial_state, sequence, sequences, dt_softplus, zoh, keep
+    )
     if x.numel() == 0:
         return y, final.zero_() if initial_state is None else final.copy_(initial_state[:sequences]), kept
-    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, states=1024)
+    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, states)
     with on_device_of(x):
         scan_kernel[(len(x) * given.programs,)](
             **given.tensors,
@@ -152,7 +152,9 @@ def scan(
             kept_ptr=kept if keep else None,
             **given.sizes,
             **given.options,
-            STEPS=STEPS,
-            num_warps=WARPS,
         )
     return y, final, kept
+
+
+def compilations() -> Iterator[Compilation]:
+    return triton_arguments.compilations("scan", scan_kernel, CONFIGURATIONS, states)

@@ -112,6 +112,20 @@ def retreat(g, before, x, delta, A, B, inside, ZOH: tl.constexpr):
     return dh, dx, ddelta, dA, dB * u
 
 
+@triton.jit
+def replay(h, x, delta, A, B, sequence_ptr, row, begin, l, B_MOVES: tl.constexpr, ZOH: tl.constexpr):
+    """The states before, between and after the steps of a block: a tuple of STEPS + 1 tiles."""
+    states = (h,)
+    for s in tl.static_range(x.shape[0]):
+        before = states[s]
+        if sequence_ptr is not None:
+            anew, _ = read_start(sequence_ptr, row, begin + s, l)
+            before = tl.where(anew, 0.0, before)
+        after = advance(before, step_of(x, s), step_of(delta, s), A, at_step(B, s, B_MOVES), ZOH)
+        states += (after,)
+    return states
+
+
 # --- Blocks of steps ------------------------------------------------------------------------------
 
 
@@ -133,8 +147,22 @@ def read_states(ptr, row, t, l, group, groups, n, N: tl.constexpr):
 
 
 @triton.jit
+def read_steps(
+    x_ptr, dt_ptr, z_ptr, B_ptr, C_ptr, row, t, l, n, group, groups, groups_B, groups_C,
+    stride_x, stride_dt, stride_z, offs_d, mask_d, B_MOVES: tl.constexpr, C_MOVES: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Steps t of x, dt, z (STEPS, BLOCK_D), B and C (STEPS, N), as they lie in memory; x in place of what is not."""
+    x = read_block(x_ptr, row, t, l, stride_x, offs_d, mask_d)
+    dt = read_block(dt_ptr, row, t, l, stride_dt, offs_d, mask_d)
+    z = x if z_ptr is None else read_block(z_ptr, row, t, l, stride_z, offs_d, mask_d)
+    B = read_states(B_ptr, row, t, l, group * groups_B // groups, groups_B, n, N) if B_MOVES else x
+    C = read_states(C_ptr, row, t, l, group * groups_C // groups, groups_C, n, N) if C_MOVES else x
+    return x, dt, z, B, C
+
+
+@triton.jit
 def of_channels(B, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
-    """B (STEPS, N) for all channels."""
+    """B or C (STEPS, N) for all channels."""
     return tl.broadcast_to(B.to(dtype)[:, :, None], (B.shape[0], B.shape[1], BLOCK_D))  # (STEPS, N, BLOCK_D)
 
 
@@ -148,6 +176,15 @@ def step_of(block, s):
     steps = tl.arange(0, block.shape[0]).reshape((block.shape[0],) + (1,) * (len(block.shape) - 1))
     bits = block.to(tl.int64 if block.dtype == tl.float64 else tl.int32, bitcast=True)
     return tl.sum(tl.where(steps == s, bits, 0), 0).to(block.dtype, bitcast=True)
+
+
+@triton.jit
+def at_step(B, s, MOVES: tl.constexpr):
+    """B or C of step s, (N, BLOCK_D)."""
+    if MOVES:
+        return step_of(B, s)
+    else:
+        return B
 
 
 @triton.jit
@@ -171,6 +208,23 @@ def read_start(sequence_ptr, row, t, l):
     here = tl.load(sequence_ptr + row * l + t, mask=inside, other=0)
     before = tl.load(sequence_ptr + row * l + t - 1, mask=inside, other=0)
     return here != before, before
+
+
+@triton.jit
+def read_parameters(
+    A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, offs_d, mask_d, n, B_MOVES: tl.constexpr, C_MOVES: tl.constexpr, N: tl.constexpr
+):  # fmt: skip
+    """A, B, C (N, BLOCK_D), D and bias (BLOCK_D,) of a program; A in place of B or C that moves, 0 of what is not."""
+    offs_n = tl.arange(0, N)
+    offs = offs_d[None, :] * n + offs_n[:, None]
+    mask = mask_d[None, :] & (offs_n < n)[:, None]
+    A = tl.load(A_ptr + offs, mask=mask, other=0.0)  # (N, BLOCK_D)
+    B = A if B_MOVES else tl.load(B_ptr + offs, mask=mask, other=0.0).to(A.dtype)  # (N, BLOCK_D)
+    C = A if C_MOVES else tl.load(C_ptr + offs, mask=mask, other=0.0).to(A.dtype)  # (N, BLOCK_D)
+    none = tl.zeros(offs_d.shape, A.dtype)
+    D = none if D_ptr is None else tl.load(D_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
+    bias = none if bias_ptr is None else tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0)  # (BLOCK_D,)
+    return A, B, C, D, bias
 
 
 @triton.jit

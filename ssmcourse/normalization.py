@@ -78,10 +78,19 @@ def _by_definition(
     if gate is not None and not norm_first:
         u = u * gate
     groups = u.unflatten(-1, (-1, group_size)) if group_size else u[..., None]
-    y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).reshape(u.shape) * weight
+    y = (groups * _inverse_root(groups, eps)).reshape(u.shape) * weight
     if gate is not None and norm_first:
         y = y * gate
     return (y.to(x.dtype),)
+
+
+def _inverse_root(u: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(u^2) + eps) over the last dimension. Squares that would overflow are taken of u / m."""
+    if not u.numel():
+        return u
+    largest = u.detach().abs().amax(-1, keepdim=True)
+    m = torch.where(largest > 2.0**60, largest, 1)
+    return torch.rsqrt((u / m).square().mean(-1, keepdim=True) + eps / m / m) / m
 
 
 runtime.register(

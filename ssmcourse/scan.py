@@ -38,16 +38,16 @@ def linear_scan(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
-    Gates are multiplied with each other inside a block by backend "triton": where such a product leaves the
-    range of a float, it gives 0 or NaN and the others, which go step by step, the exact result.
+    Backend "triton" multiplies gates with each other. Where that could leave the range of a float it goes step by
+    step, as the others do.
 
     Gradients of a, b and the initial state to any order; that of a shared gate is summed over those who
     share it. `torch.compile` and torch.func.vmap work; inside torch.func.grad and jvp, and in forward mode,
     "auto" is the reference.
 
     Cost: O(b l d) work, l steps deep on one channel. Memory: the result, and a copy of `a` only if it is
-    shared among trailing dimensions. "cpu" reads and writes half types as they are; the other backends make
-    copies of them in float32.
+    shared among trailing dimensions. "cpu" and "triton" read and write half types as they are; the other backends
+    make copies of them in float32.
     """
     _check(a, b, initial_state)
     dtype = torch.promote_types(a.dtype, b.dtype)

@@ -80,6 +80,15 @@ def test_the_length_of_x_does_not_matter_and_nothing_is_changed_in_place():
     assert all(torch.equal(a, b) for a, b in zip((x, weight, z), before, strict=True))
 
 
+def test_squares_beyond_the_range_of_a_float():
+    x = torch.tensor([[3e30, 4e30, 0.0], [3e-30, 4e-30, 0.0]]).requires_grad_()
+    y = gated_rms_norm(x, torch.ones(3))
+    assert mismatch(y[0], by_formula(x[0].double(), torch.ones(3)), terms=3) is None
+    assert mismatch(y[1], by_formula(x[1].double(), torch.ones(3)), terms=3) is None
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.isfinite().all()
+
+
 def test_zeros_give_zeros_and_have_gradients():
     x = torch.zeros(2, 4, requires_grad=True)
     y = gated_rms_norm(x, torch.ones(4), torch.ones(2, 4))

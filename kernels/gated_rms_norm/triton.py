@@ -72,7 +72,10 @@ def forward_kernel(
         z = _tile(z_ptr, rows, stride_z, offs_d, mask, T)
         gate = z * sigmoid(z)  # (ROWS, BLOCK_N)
         u = u if NORM_FIRST else u * gate
-    r = 1 / tl.sqrt(tl.sum(u * u, 1)[:, None] / N + EPS)  # (ROWS, 1)
+    largest = tl.max(tl.abs(u), 1)[:, None]  # (ROWS, 1)
+    scale = 1 / tl.where(largest > 1e18, largest, 1.0)  # squares that would overflow are taken of u / largest
+    v = u * scale
+    r = scale / tl.sqrt(tl.sum(v * v, 1)[:, None] / N + EPS * scale * scale)  # (ROWS, 1)
     y = u * r * weight
     if NORM_FIRST and z_ptr is not None:
         y = y * gate
@@ -184,10 +187,10 @@ def _refuse_wide(group_size: int) -> None:
 
 
 def _sizes(group_size: int) -> tuple[int, int, int]:
-    """Rows and channels of a tile, and warps: 16 elements a thread at most."""
+    """Rows and channels of a tile, and warps: 8 elements a thread, whose values the backward can hold in registers."""
     block_n = triton.next_power_of_2(group_size)
     rows = min(WALK, max(1, ELEMENTS // block_n))
-    return rows, block_n, max(4, rows * block_n // 512)
+    return rows, block_n, max(4, rows * block_n // 256)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -155,6 +155,14 @@ def s4d_kernel(dtype: torch.dtype, b: int, l: int) -> Inputs:
     return {"A": inputs["Lambda"], "B": inputs["B"], "C": inputs["C"], "dt": inputs["dt"]}
 
 
+def gated_rms_norm(dtype: torch.dtype, b: int, l: int) -> Inputs:
+    return {
+        "x": small((b, l, 6), dtype, 1),
+        "weight": small((6,), parameter_type(dtype), 2),
+        "z": small((b, l, 6), dtype, 3),
+    }
+
+
 def h3_mix(dtype: torch.dtype, b: int, l: int) -> Inputs:
     d, wide = 6, parameter_type(dtype)
     return {
@@ -220,6 +228,7 @@ OPERATORS = [
     Operator("s4_kernel", s4_kernel, {"l": 8, "half_modes": True}, has_length=False),
     Operator("s4d_kernel", s4d_kernel, {"l": 9}, has_length=False),
     Operator("s4d_kernel", s4d_kernel, {"l": 9, "method": "bilinear"}, "bilinear", has_length=False),
+    Operator("gated_rms_norm", gated_rms_norm, {"group_size": 3}),
     Operator("h3_mix", h3_mix, {"head_dim": 2}),
     Operator("rglru_scan", rglru_scan, STATE),
     Operator("wkv4", wkv4, STATE),

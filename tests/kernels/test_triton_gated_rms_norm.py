@@ -93,6 +93,20 @@ def test_half_types_are_computed_in_float32():
     assert mismatch(norm(x, torch.ones(8)), torch.ones(2, 8), terms=1) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_squares_beyond_the_range_of_a_float():
+    x = torch.tensor([[3e30, 4e30, 0.0], [3e-30, 4e-30, 0.0], [0.0, 0.0, 0.0]]).requires_grad_()
+    y = norm(x, torch.ones(3))
+    for got, row in zip(y, x.detach().double(), strict=True):
+        assert mismatch(got, by_formula(row, torch.ones(3)), terms=3) is None
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    (dx,) = torch.autograd.grad((y * weights).sum(), x)
+    wide = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad((by_formula(wide, torch.ones(3)) * weights).sum(), wide)
+    for got, row in zip(dx, expected, strict=True):
+        assert mismatch(got, row, terms=3) is None
+
+
 def test_gates_far_open_and_far_closed():
     z = torch.tensor([[-1e4, -100.0, 100.0, 1e4]]).requires_grad_()
     x, weight = torch.ones(1, 4), torch.ones(4)

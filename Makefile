@@ -44,10 +44,10 @@ format: setup  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff format .
 
 kernels: setup  ## compile the Triton kernels for GPUs that are not here (ARGS=ssd for those of that name)
-	@$(BIN)/python -m ssmcourse.kernels.compiling $(ARGS)
+	@$(BIN)/python benchmarks/kernels.py $(ARGS)
 
 bench: setup  ## measure what the lessons quote; results go to benchmarks/results/
-	@for b in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do echo "== $$b"; OMP_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out benchmarks/record.py benchmarks/gpu.py benchmarks/kernels.py,$(wildcard benchmarks/*.py)); do echo "== $$b"; OMP_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done
 
 screenshots: setup  ## photograph the explorables for the README
 	@$(BIN)/python authoring/screenshots.py

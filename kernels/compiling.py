@@ -1,6 +1,4 @@
-"""Compile the Triton kernels for GPUs that are not here, and read what the compiler made of them.
-
-    python -m ssmcourse.kernels.compiling [NAME ...]        # `make kernels`; a name is the beginning of a kernel's
+"""Compile the Triton kernels for GPUs that are not here, and read what the compiler made of them (`make kernels`).
 
 Every module `triton` of an operator says in `compilations()` what is to be compiled. Triton's compiler needs no GPU,
 only a process in which Triton does not interpret. Each kernel is compiled for the three targets below, and the machine
@@ -14,9 +12,7 @@ import importlib
 import os
 import pkgutil
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -239,9 +235,16 @@ def _of_number(number: int, capability: int) -> Compiled:
         return Compiled(c.name, target.name, 0, 0, 0, 0.0, "", 0, 0, (line,))
 
 
-def compile_all(names: Sequence[str] = (), *, workers: int | None = None) -> list[Compiled]:
+def compile_all(
+    names: Sequence[str] = (), *, first_of_each_kernel: bool = False, workers: int | None = None
+) -> list[Compiled]:
     """Every compilation whose name begins with one of `names` (or all) for every target, in parallel.
 
+    Args:
+        first_of_each_kernel: only the one that its module names first.
+        workers: processes; as many as there are cores if None.
+    Raises:
+        RuntimeError: there is a kernel that nothing compiles.
     Cost: some 1 to 10 seconds each on one core; what Triton's own cache has is quick.
     """
     environment = {"TRITON_INTERPRET": "0", "NUMBA_ENABLE_CUDASIM": "0"}
@@ -249,8 +252,9 @@ def compile_all(names: Sequence[str] = (), *, workers: int | None = None) -> lis
     os.environ.update(environment)
     try:
         with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            known = pool.submit(_names).result()
+            known, first = pool.submit(_names).result()
             chosen = [i for i, name in enumerate(known) if not names or name.startswith(tuple(names))]
+            chosen = [i for i in chosen if i in first or not first_of_each_kernel]
             jobs = [(i, target.capability) for i in chosen for target in TARGETS]
             return list(pool.map(_of_number, *zip(*jobs, strict=True), chunksize=1)) if jobs else []
     finally:
@@ -258,13 +262,15 @@ def compile_all(names: Sequence[str] = (), *, workers: int | None = None) -> lis
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _names() -> list[str]:
+def _names() -> tuple[list[str], set[int]]:
+    """The names of all, and which of them are the first of their kernel."""
     missing = uncompiled()
     if missing:
         raise RuntimeError(
             f"nothing compiles {', '.join(missing)}: add them to compilations() of their module"
         )
-    return [c.name for c in compilations()]
+    kernels = [id(_plain(c.kernel)) for c in compilations()]
+    return [c.name for c in compilations()], {kernels.index(kernel) for kernel in kernels}
 
 
 def table(results: Iterable[Compiled]) -> str:
@@ -282,19 +288,3 @@ def table(results: Iterable[Compiled]) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"error: {r.name} for {r.target}: {problem}" for r in results for problem in r.problems]
     return "\n".join(lines)
-
-
-def main(names: Sequence[str]) -> int:
-    """Print the table; 1 if something is wrong with a kernel."""
-    if shutil.which("gcc") is None and shutil.which("cc") is None:
-        print("warning: Triton may want a C compiler, and there is none")
-    results = compile_all(names)
-    if not results:
-        print(f"no kernel's name begins with {' or '.join(names)}")
-        return 2
-    print(table(results))
-    return int(any(r.problems for r in results))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -252,6 +252,10 @@ def bench(
         ),
     ] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
+    static: Annotated[
+        bool,
+        typer.Option("--static", help="Measure nothing: show what the compiler made of the GPU kernels."),
+    ] = False,
 ) -> None:
     """Measure the operators beside what else one can install: time, error, memory, the machine's limit.
 
@@ -259,6 +263,15 @@ def bench(
     """
     from ssmcourse.bench import command
 
+    if static:
+        from ssmcourse.explore import stored_result
+
+        try:
+            stored = stored_result("kernels")
+        except ValueError:
+            raise WrongCall("--static: nothing is stored here; `make kernels` in a clone makes it.") from None
+        typer.echo(command.static(stored, operator))
+        return
     plan = command.plan(operator, threads, sizes, quick=quick, memory=memory)
     results = {}
     if file:

@@ -27,6 +27,22 @@ def names(operator: str | None) -> list[str]:
     return [operator]
 
 
+def static(stored: dict[str, Any], operator: str | None) -> str:
+    """What the compiler made of the Triton kernels (of an operator), from benchmarks/results/kernels.json.
+
+    Raises:
+        WrongCall: the operator has none.
+    """
+    from ssmcourse.kernels.compiling import Compiled, table
+
+    rows = [Compiled(**row) for row in stored["compiled"]]
+    known = sorted({row.name.partition(".")[0] for row in rows})
+    if operator and operator not in known:
+        raise WrongCall(f"--static: got {operator!r}, expected one of {', '.join(known)}.")
+    shown = [row for row in rows if operator in (None, row.name.partition(".")[0])]
+    return f"{table(shown)}\nCompiled on {stored['date']} by triton {stored['triton']}; `make kernels` does it again."
+
+
 def plan(
     operator: str | None,
     threads: Sequence[int] | None,

@@ -1,0 +1,122 @@
+"""Triton kernels compiled for GPUs that are not here: all of ours are sound, and what is not is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import fresh
+import pytest
+
+from ssmcourse.kernels import compiling, runtime
+from ssmcourse.kernels.compiling import TARGETS, Compiled
+
+if runtime.triton_mode() == "absent":
+    pytest.skip(runtime.why_absent("triton"), allow_module_level=True)
+
+DISAPPOINTING = """
+import json, sys
+sys.path.insert(0, {folder!r})
+import kernels_to_compile
+from ssmcourse.kernels import compiling
+compiling.modules = lambda: [kernels_to_compile]
+found = [compiling.compiled(c, t) for c in compiling.compilations() for t in compiling.TARGETS[:2]]
+print(json.dumps([compiling.uncompiled(), [r._asdict() for r in found]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def disappointing():
+    """What is said of the kernels of kernels_to_compile.py, in a process in which Triton compiles."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "NUMBA_ENABLE_CUDASIM": "0"}
+    done = fresh.run(DISAPPOINTING.format(folder=os.path.dirname(__file__)), environment)
+    assert done.status == 0, done.err
+    uncompiled, rows = json.loads(done.out)
+    return uncompiled, {(row["name"], row["target"]): row for row in rows}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_what_would_disappoint_on_a_gpu_is_noticed(disappointing, target):
+    problems = {name: row["problems"] for (name, t), row in disappointing[1].items() if t == target}
+    assert problems["right"] == problems["may spill"] == []
+    (upcast,) = problems["upcast"]
+    assert upcast.startswith("a product of half-precision matrices became ")
+    assert "tf32" in upcast
+    assert [p.split()[0] for p in problems["spills"]] == ["spills"]
+    assert any(p.startswith("wants ") and "bytes of shared memory" in p for p in problems["too large"])
+
+
+@pytest.mark.parametrize(("target", "instruction"), [("sm_80", "mma.sync bf16"), ("sm_90", "wgmma.mma bf16")])
+def test_tensor_core_code_is_found(disappointing, target, instruction):
+    row = disappointing[1]["right", target]
+    assert row["tensor_cores"] == instruction
+    assert row["stored"] == 4 * 64 * 64
+    assert row["loaded"] == 2 * 2 * 64 * 32 * (
+        row["loaded"] // (2 * 2 * 64 * 32)
+    )  # whole tiles, once a stage
+    assert 16 < row["registers"] < 256
+    assert 0 < row["occupancy"] <= 1
+
+
+def test_a_kernel_that_nothing_compiles_is_noticed(disappointing):
+    assert disappointing[0] == ["kernels_to_compile.forgotten_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "expected"),
+    [(32, 0, 4, 1.0), (64, 0, 4, 0.5), (128, 0, 4, 0.25), (255, 0, 8, 0.125), (32, 100 * 1024, 8, 0.25)],
+)
+def test_occupancy(registers, shared, warps, expected):
+    """By the tables of the CUDA programming guide, for sm_90."""
+    assert compiling._occupancy(registers, shared, warps, TARGETS[1]) == expected
+
+
+def test_the_table_ends_with_what_is_wrong():
+    row = Compiled(
+        "ssd.scan_kernel bf16", "sm_90", 128, 8, 4096, 0.25, "mma.sync tf32", 16, 32, ("spills 8 bytes",)
+    )
+    head, line, error = compiling.table([row]).splitlines()
+    assert head.split() == [
+        "kernel",
+        "target",
+        "registers",
+        "spilled",
+        "shared",
+        "occupancy",
+        "loads",
+        "stores",
+        "tensor",
+        "cores",
+    ]
+    assert line.split() == [
+        "ssd.scan_kernel",
+        "bf16",
+        "sm_90",
+        "128",
+        "8",
+        "4,096",
+        "25%",
+        "16",
+        "32",
+        "mma.sync",
+        "tf32",
+    ]
+    assert error == "error: ssd.scan_kernel bf16 for sm_90: spills 8 bytes"
+
+
+def problems_of(results: list[Compiled]) -> list[str]:
+    return [f"{r.name} for {r.target}: {p}" for r in results for p in r.problems]
+
+
+def test_every_kernel_of_ours_compiles_and_is_sound():
+    """One way to launch each, for all targets."""
+    results = compiling.compile_all(first_of_each_kernel=True)
+    assert {r.target for r in results} == {t.name for t in TARGETS}
+    assert len({r.name for r in results}) * len(TARGETS) == len(results)
+    assert not problems_of(results)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_kernel_of_ours_compiles_in_every_configuration():
+    assert not problems_of(compiling.compile_all())

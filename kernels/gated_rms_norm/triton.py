@@ -94,27 +94,24 @@ def backward_kernel(
     offs_d = group * N + offs_n
     T: tl.constexpr = weight_ptr.dtype.element_ty
     dweight = tl.zeros([ROWS, BLOCK_N], T)
-    for walked in range(0, WALK, ROWS):
-        rows = (first + walked + tl.arange(0, ROWS))[:, None]
+    for walked in range(0, tl.minimum(WALK, m - first), ROWS):
+        rows = first + walked + tl.arange(0, ROWS)[:, None]
         mask = (rows < m) & (offs_n < N)
-        # Loaded anew for every row, from the cache: registers are what a wide group is short of.
-        weight = tl.load(weight_ptr + offs_d, mask=offs_n < N, other=0.0)  # (1, BLOCK_N)
         r = tl.load(r_ptr + rows * tl.num_programs(1) + group, mask=rows < m, other=0.0)  # (ROWS, 1)
         x = _tile(x_ptr, rows, stride_x, offs_d, mask, T)  # (ROWS, BLOCK_N), as all that follow
-        dy = _tile(dy_ptr, rows, d, offs_d, mask, T)
-        if z_ptr is None:
-            n = r * x
-        else:
+        n = r * x
+        if z_ptr is not None:
             z = _tile(z_ptr, rows, stride_z, offs_d, mask, T)
             s = sigmoid(z)
             gate = z * s
             x_slope = x * (s * (1 + z * (1 - s)))
-            if NORM_FIRST:
-                n = r * x
-                tl.store(dz_ptr + rows * d + offs_d, dy * weight * r * x_slope, mask=mask)
-                dy = dy * gate
-            else:
-                n = r * x * gate
+            n = n if NORM_FIRST else n * gate
+        dy = _tile(dy_ptr, rows, d, offs_d, mask, T)
+        # Loaded anew for every row, from the cache: registers are what a wide group is short of.
+        weight = tl.load(weight_ptr + offs_d, mask=offs_n < N, other=0.0)  # (1, BLOCK_N)
+        if NORM_FIRST and z_ptr is not None:
+            tl.store(dz_ptr + rows * d + offs_d, dy * weight * r * x_slope, mask=mask)
+            dy = dy * gate
         dweight += dy * n
         dn = dy * weight
         along = tl.sum(dn * n, 1)[:, None] / N  # (ROWS, 1), what would only make u longer, which r undoes

@@ -2,7 +2,7 @@
 
     triton_tiles.py      sizes of tiles, and what several kernels call
     triton_forward.py    the five steps of the chunked algorithm
-    triton_backward.py   their gradients
+    triton_backward.py   their gradients, and in triton_backward_groups.py those that heads share
 
 The forward keeps the states that enter the chunks, and nothing else; s and C Bᵀ are computed again for the backward,
 which costs less than to keep them. Whatever chunk size the caller named, a chunk has 256 steps.
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssmcourse.kernels.ssd import operator, triton_backward, triton_forward
+from ssmcourse.kernels.ssd import operator, triton_backward, triton_backward_groups, triton_forward
 from ssmcourse.kernels.ssd.triton_tiles import (
     CHUNK,
     CONFIGURATIONS,
@@ -94,7 +94,11 @@ def read(
     tf32 = operand == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     x, dt, log_a, B, C = (t.contiguous() for t in (x, dt, log_a, B, C))
     optional = {"HAS_D": D, "HAS_Z": z, "HAS_INITIAL": initial_state}
-    D, z, initial = (x if t is None else t.contiguous() for t in optional.values())
+    # The initial state's place is read in a branch that has to have its type, even if nobody takes it.
+    absent = (x, x, log_a)
+    D, z, initial = (
+        a if t is None else t.contiguous() for t, a in zip(optional.values(), absent, strict=True)
+    )
     number, last = _sequences(seq_idx, b, l, x.device, ends)
     return Given(
         x, dt, log_a, B, C, D, z, initial, number, last,
@@ -110,7 +114,7 @@ def refuse(x: Tensor, dt: Tensor, B: Tensor) -> None:
     instead = "For other sizes pass backend='chunked'"
     if x.dtype not in TYPES or dt.dtype not in TYPES:
         raise ValueError(f"x: got {x.dtype}, expected one of {', '.join(map(str, TYPES))}. {instead}")
-    (_, _, h, p), n = x.shape, B.shape[3]
+    (_, _, h, p), (g, n) = x.shape, B.shape[2:]
     if h > MOST_PROGRAMS:
         raise ValueError(
             f"x: got {h} heads, expected at most {MOST_PROGRAMS}, one for each program of a GPU's grid. {instead}"
@@ -120,21 +124,27 @@ def refuse(x: Tensor, dt: Tensor, B: Tensor) -> None:
         raise ValueError(
             f"x, B: got p = {p} and n = {n}, expected states of at most {MOST_PROGRAMS} tiles of 16 x 16. {instead}"
         )
+    widest = max(h * p, g * n)
+    if widest * CHUNK >= 2**31:
+        raise ValueError(
+            f"x, B: got {widest} numbers a step, expected fewer than {2**31 // CHUNK}: inside a chunk of {CHUNK} steps "
+            f"places are counted in 32 bits. {instead}"
+        )
 
 
 def _sequences(
     seq_idx: Tensor | None, b: int, l: int, device: torch.device, ends: bool
 ) -> tuple[Tensor, Tensor]:
     """The number of each step's sequence, counted on from row to row, and where the sequences end."""
-    starts = torch.zeros(b, l, dtype=torch.bool, device=device)
-    starts[:, 0] = True
-    if seq_idx is not None:
-        starts[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
-    elif ends:  # of whole rows: known without a look at the data, for which a GPU would have to be waited for
-        return starts, torch.arange(1, b + 1, device=device) * l - 1
+    if (
+        seq_idx is None
+    ):  # whole rows: known without a look at the data, for which a GPU would have to be waited for
+        number = torch.empty(0, dtype=torch.int32, device=device)
+        return number, torch.arange(1, b + 1, device=device) * l - 1 if ends else number
+    starts = torch.ones(b, l, dtype=torch.bool, device=device)
+    starts[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
     number = starts.flatten().cumsum(0, dtype=torch.int32).sub_(1).view(b, l)
-    last = starts.flatten().roll(-1).nonzero().flatten() if ends else number
-    return number, last
+    return number, starts.flatten().roll(-1).nonzero().flatten() if ends else number
 
 
 def launch(given: Given, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -323,19 +333,19 @@ def group_gradients(
     dG = torch.empty_like(G, dtype=given.multiplied)
     pairs = given.dt.new_empty(b, h, given.tiles, l)
     launch(
-        given, triton_backward.matrix_gradient_kernel, (b * given.chunks, g, given.tiles**2),
+        given, triton_backward_groups.matrix_gradient_kernel, (b * given.chunks, g, given.tiles**2),
         G, given.x, dy, steps, given.number, dG, pairs, l, h, g, **given.constants("PACKED", n=False),
     )  # fmt: skip
     dC, dB = torch.empty_like(given.C), torch.empty_like(given.B)
     entered = given.dt.new_empty(b, h, given.tiles_n, l)
     grid = (b * given.chunks, g, given.tiles * given.tiles_n)
     launch(
-        given, triton_backward.C_gradient_kernel, grid,
+        given, triton_backward_groups.C_gradient_kernel, grid,
         dG, given.B, given.C, dy, steps, given.number, states, given.initial, dC, entered, l, h, g,
         **given.constants("HAS_INITIAL", "PACKED"),
     )  # fmt: skip
     launch(
-        given, triton_backward.B_gradient_kernel, grid,
+        given, triton_backward_groups.B_gradient_kernel, grid,
         dG, given.C, given.x, steps, given.number, given.ends, dstates, dfinal, dB, l, h, g,
         **given.constants("HAS_FINAL", "PACKED"),
     )  # fmt: skip
@@ -350,7 +360,7 @@ def decay_gradients(
     ddt, dlog_a = torch.empty_like(given.dt), torch.empty_like(given.dt)
     block_h = min(8, triton.next_power_of_2(h))
     launch(
-        given, triton_backward.decay_gradient_kernel, (b * given.chunks, triton.cdiv(h, block_h)),
+        given, triton_backward_groups.decay_gradient_kernel, (b * given.chunks, triton.cdiv(h, block_h)),
         pairs, entered, leaving, through, parts, given.number, given.ends, dlog_a, ddt, l, h,
         HAS_FINAL=given.flags["HAS_FINAL"], PACKED=given.flags["PACKED"],
         LINES=given.tiles, TILES_N=given.tiles_n, TILES_P=given.tiles_p, PARTS=through.shape[2],

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 
 from ssmcourse.kernels.ssd.triton_tiles import (
+    NOTHING,
     compilation,
     decay,
     entering_state,
@@ -293,10 +294,9 @@ def final_state_kernel(
 def compilations() -> Iterator[Any]:
     """Each kernel with everything that is optional and with nothing, for float32 and a half type."""
     multiply = chunk_matrix_kernel, chunk_state_kernel, chunk_scan_kernel, final_state_kernel
-    bare = dict.fromkeys(("HAS_INITIAL", "HAS_D", "HAS_Z", "PACKED", "BACKWARD"), False)
     for dtype in ("fp32", "bf16"):
         for kernel in (*multiply, cumulative_sum_kernel, state_passing_kernel):
-            yield compilation(kernel, dtype, " bare", **bare)
+            yield compilation(kernel, dtype, " bare", **NOTHING)
             yield compilation(kernel, dtype, " packed", BACKWARD=False)
         yield compilation(chunk_scan_kernel, dtype, " gate's gradient", PACKED=False)
     for kernel in multiply:

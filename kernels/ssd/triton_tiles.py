@@ -18,6 +18,7 @@ Triton's interpreter cannot compute in bfloat16; there it is the type of the sum
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -135,6 +136,7 @@ def entering_state(
 # --- To be compiled without a GPU ---------------------------------------------------------------------
 
 ACTIVATIONS = {"x", "B", "C", "z", "y", "dy", "dz", "dx", "dB", "dC", "dG"}  # of x's type
+NOTHING = dict.fromkeys(("HAS_INITIAL", "HAS_FINAL", "HAS_D", "HAS_Z", "PACKED", "BACKWARD"), False)
 INTEGERS = {"number": "*i32", "ends": "*i64"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -151,16 +153,16 @@ def compilation(kernel: Any, dtype: str, label: str = "", *, n: int = 128, p: in
         "PRECISION": "tf32" if half else "ieee",
     }  # fmt: skip
     signature, constexprs = {}, {}
-    for parameter in kernel.params:
+    for parameter in inspect.signature(kernel.fn).parameters.values():
         name = parameter.name.removesuffix("_ptr")
-        if parameter.is_constexpr:
+        if "constexpr" in str(parameter.annotation):
             constexprs[name] = constants[name] if name in constants else flags.get(name, True)
         elif name == parameter.name:
             signature[name] = "i32"
         else:
             of_sums = "*fp64" if dtype == "fp64" else "*fp32"
             signature[parameter.name] = INTEGERS.get(name, f"*{dtype}" if name in ACTIVATIONS else of_sums)
-    multiplies = half and "OPERAND" in constexprs
+    multiplies = half and "OPERAND" in constexprs  # matrices
     return Compilation(
         f"ssd.{kernel.__name__} {dtype}{label}", kernel, signature, constexprs, half_dot=multiplies,
         **configuration(kernel, DTYPES[dtype]),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from operator_table import LENGTHS, Case, among_nans, assert_agrees, random, results_and_gradients
+from operator_table import Case, among_nans, assert_agrees, random, results_and_gradients
 from test_ssd import BARE, HALF_TABLE, RESETS, TABLE, by_steps, case, inputs, packed
 from torch import Tensor
 
@@ -21,10 +22,11 @@ if "triton" not in backends("ssd"):
     pytest.skip("Triton does not run on this machine", allow_module_level=True)
 
 from ssmcourse.kernels.ssd import triton as module
-from ssmcourse.kernels.ssd import triton_backward, triton_forward
+from ssmcourse.kernels.ssd import triton_backward, triton_backward_groups, triton_forward
 from ssmcourse.kernels.ssd.triton_tiles import Blocks
 from ssmcourse.kernels.state_update import triton_ssd
 
+KERNELS = triton_forward, triton_backward, triton_backward_groups
 DEVICE = runtime.device_type("triton")
 INTERPRETED = runtime.triton_mode() == "interpreted"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")
@@ -88,7 +90,7 @@ def test_small_tiles(monkeypatch, pack):
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.parametrize("l", LENGTHS)
+@pytest.mark.parametrize("l", [3, 17, 33])
 @pytest.mark.parametrize("pack", [False, True])
 def test_small_tiles_at_every_length(monkeypatch, pack, l):
     monkeypatch.setattr(module, "blocks", lambda n, p, dtype: SMALL)
@@ -251,7 +253,7 @@ def test_programs_stay_in_bounds_and_out_of_each_others_way(pack):
     with watch_programs() as report:
         check(case("watched", options, l=18, **FEW))
     assert report, str(report)
-    kernels = {k for m in (triton_forward, triton_backward) for k in vars(m) if k.endswith("_kernel")}
+    kernels = {k for m in KERNELS for k in vars(m) if k.endswith("_kernel")}
     assert {name for name, _ in report.launches} == kernels
 
 
@@ -301,7 +303,11 @@ def test_no_array_is_larger_than_the_input(monkeypatch):
 
 @pytest.mark.parametrize(
     ("sizes", "what"),
-    [({"h": 70000}, "70000 heads"), ({"p": 2**13, "n": 2**12}, "p = 8192 and n = 4096")],
+    [
+        ({"h": 70000}, "70000 heads"),
+        ({"p": 2**13, "n": 2**12}, "p = 8192 and n = 4096"),
+        ({"h": 2**13, "p": 2**15}, "268435456 numbers a step"),
+    ],
     ids=str,
 )
 def test_what_the_kernels_cannot_take(sizes, what):
@@ -362,6 +368,41 @@ def test_a_step_is_one_launch(monkeypatch):
 
 
 # --- Compiled for GPUs that are not here ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [BARE, {}], ids=["nothing optional", "everything"])
+def test_what_is_launched_is_what_is_compiled(monkeypatch, given):
+    """The types of all arrays that a kernel reads, for bfloat16: only a GPU's compiler would mind a wrong one."""
+    launched = {}
+
+    def launch(_, kernel, grid, *arguments, **constants):
+        names = inspect.signature(kernel.fn).parameters
+        types = {n: TYPES[t.dtype] for n, t in zip(names, arguments, strict=False) if isinstance(t, Tensor)}
+        launched[kernel.__name__] = types
+        assert set(constants) == {n for n, p in names.items() if "constexpr" in str(p.annotation)}
+
+    monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(module, "INTERPRETED", False)
+    row = case("", dtype=torch.bfloat16, **given)
+    options = row.options if not given else {"dt_softplus": True}
+    everything = {"seq_idx": packed(2, 17)} if not given else {}
+    assert_launches(row.make(), options | everything)
+    unread = {"D_ptr", "z_ptr", "dz_ptr", "ends_ptr", "number_ptr", "dD_ptr"} if given else set()
+    compiled = {c.kernel.__name__: c.signature for m in KERNELS for c in m.compilations()}
+    assert launched.keys() == compiled.keys()
+    for name, types in launched.items():
+        expected = {k: v for k, v in compiled[name].items() if k in types and k not in unread}
+        assert {k: v for k, v in types.items() if k not in unread} == expected, name
+
+
+def assert_launches(made: dict[str, Tensor], options: dict[str, Any]) -> None:
+    leaves = {k: v.requires_grad_() for k, v in made.items()}
+    results = ssd(**leaves, **options, backend="triton")
+    results = results if isinstance(results, tuple) else (results,)
+    torch.autograd.grad([r.sum() for r in results], list(leaves.values()))
+
+
+TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 @pytest.mark.slow

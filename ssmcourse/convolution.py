@@ -221,6 +221,6 @@ runtime.register(
 )
 runtime.register(
     "causal_conv1d_update",
-    triton="ssmcourse.kernels.causal_conv1d.triton:update",
+    triton="ssmcourse.kernels.causal_conv1d.triton_update:update",
     reference=_one_step,
 )

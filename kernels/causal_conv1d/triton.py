@@ -38,9 +38,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssmcourse.kernels import registration, runtime
+from ssmcourse.kernels import runtime
 from ssmcourse.kernels.causal_conv1d import operator
 from ssmcourse.kernels.compiling import Compilation
+from ssmcourse.kernels.selective_scan.triton_steps import sigmoid
 
 
 class Tile(NamedTuple):
@@ -60,13 +61,6 @@ WIDEST = 32  # taps: the window and the sums of the gradient are in registers
 
 
 @triton.jit
-def _sigmoid(v):
-    """1 / (1 + exp(-v)), by an exponential that cannot overflow."""
-    e = tl.exp(-tl.abs(v))
-    return tl.where(v >= 0, 1.0, e) / (1 + e)
-
-
-@triton.jit
 def _strips(l, STRIPS: tl.constexpr, STEPS: tl.constexpr):
     """The row of this program, and the first step of each of its strips."""
     pieces = tl.cdiv(l, STRIPS * STEPS)
@@ -76,7 +70,7 @@ def _strips(l, STRIPS: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _taps(weight_ptr, offs_d, d, W: tl.constexpr):
+def taps_of(weight_ptr, offs_d, d, W: tl.constexpr):
     """The taps, oldest first, W tiles of (1, BLOCK_D)."""
     taps = ()
     for j in tl.static_range(W):
@@ -140,7 +134,7 @@ def _first_window(
 
 
 @triton.jit
-def _sum(taps, window, bias_ptr, offs_d, d, W: tl.constexpr):
+def weighted_sum(taps, window, bias_ptr, offs_d, d, W: tl.constexpr):
     """v = bias + taps . window: (STRIPS, BLOCK_D)."""
     v = taps[0] * window[0]
     for j in tl.static_range(1, W):
@@ -165,7 +159,7 @@ def forward_kernel(
     offs_x = row * stride_xb + start.to(tl.int64) * stride_xl + offs_d  # of each strip's first step
     offs_y = (row * l + start) * d + offs_d
     offs_state = (row * (W - 1) + W - 1 + start) * d + offs_d
-    taps = _taps(weight_ptr, offs_d, d, W)
+    taps = taps_of(weight_ptr, offs_d, d, W)
     T: tl.constexpr = taps[0].dtype
     window = _first_window(
         x_ptr, state_ptr, seq_ptr, offs_x, offs_state, row, start, l, mask, stride_xl, d, W, T
@@ -183,8 +177,8 @@ def forward_kernel(
                 same = _mark(seq_ptr, row, t, l) == _mark(seq_ptr, row, t - 1, l)
                 window = _kept(same, window, W - 1)
             window = window + (lines[k],)
-            v = _sum(taps, window, bias_ptr, offs_d, d, W)
-            y = v * _sigmoid(v) if SILU else v
+            v = weighted_sum(taps, window, bias_ptr, offs_d, d, W)
+            y = v * sigmoid(v) if SILU else v
             tl.store(y_ptr + offs_y + i * d, y, mask=mask & (t < l))
             window = window[1:]
 
@@ -200,9 +194,9 @@ def forward(
     """y; all arguments as in operator.py, x not empty."""
     (_, l, d), w = x.shape, weight.shape[1]
     x, y = _lines(x), torch.empty_like(x, memory_format=torch.contiguous_format)
-    given = map(_contiguous, (weight, bias, initial_state, seq_idx))
+    given = map(contiguous, (weight, bias, initial_state, seq_idx))
     grid, tile = _plan(FORWARD, x, w)
-    with _on(x):
+    with on_device(x):
         forward_kernel[grid](x, *given, y, l, d, *x.stride()[:2], W=w, SILU=silu, AHEAD=AHEAD, **tile)
     return y
 
@@ -226,7 +220,7 @@ def backward_kernel(
     offs_dy = row * stride_yb + start.to(tl.int64) * stride_yl + offs_d
     offs_dx = (row * l + start - (W - 1)) * d + offs_d
     offs_state = (row * (W - 1) + W - 1 + start) * d + offs_d
-    taps = _taps(weight_ptr, offs_d, d, W)
+    taps = taps_of(weight_ptr, offs_d, d, W)
     T: tl.constexpr = taps[0].dtype
     window = _first_window(
         x_ptr, state_ptr, seq_ptr, offs_x, offs_state, row, start, l, mask, stride_xl, d, W, T
@@ -244,8 +238,8 @@ def backward_kernel(
             age = tl.where(same, age + 1, 0)
         window = window + (x,)
         if SILU:
-            v = _sum(taps, window, bias_ptr, offs_d, d, W)
-            s = _sigmoid(v)
+            v = weighted_sum(taps, window, bias_ptr, offs_d, d, W)
+            s = sigmoid(v)
             dv = tl.where(t < l, dv * (s * (1 + v * (1 - s))), 0.0)  # (STRIPS, BLOCK_D)
         sums = _spread(sums + (nothing,), dv, taps, age, seq_ptr is not None, W)
         ours = tl.where(i < STEPS, dv, 0.0)  # later steps are another strip's
@@ -298,85 +292,16 @@ def gradient(
     (_, l, d), w = x.shape, weight.shape[1]
     x, dy = _lines(x), _lines(upstream[0])
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    given = [_contiguous(t) for t in (weight, bias, initial_state, seq_idx)]
+    given = [contiguous(t) for t in (weight, bias, initial_state, seq_idx)]
     dstate = None if given[2] is None else torch.empty_like(given[2])
     grid, tile = _plan(BACKWARD, x, w)
     partial = weight.new_empty(grid[0], w + 1, d)
     strides = (*dy.stride()[:2], *x.stride()[:2])
-    with _on(x):
+    with on_device(x):
         backward_kernel[grid](dy, x, *given, dx, dstate, partial, l, d, *strides, W=w, SILU=silu, **tile)
     total = partial.sum(0)  # in one order, whatever the order in which programs ran
     found = [dx, total[:w].T.contiguous(), total[w].clone(), dstate]
     return [g for g, given in zip(found, (x, weight, bias, initial_state), strict=True) if given is not None]
-
-
-# --- One step --------------------------------------------------------------------------------------
-
-
-@triton.jit
-def update_kernel(
-    x_ptr, state_ptr, weight_ptr, bias_ptr, y_ptr, new_ptr, d,
-    W: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    # x, y (b, d); state and new (b, w - 1, d). The grid is (b, blocks of channels).
-    row = tl.program_id(0).to(tl.int64)
-    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    mask = offs_d < d
-    offs_state = row * (W - 1) * d + offs_d
-    taps = _taps(weight_ptr, offs_d, d, W)
-    window = ()
-    for j in tl.static_range(W - 1):
-        window = window + (tl.load(state_ptr + offs_state + j * d, mask=mask, other=0.0).to(taps[0].dtype),)
-    window = window + (tl.load(x_ptr + row * d + offs_d, mask=mask, other=0.0).to(taps[0].dtype),)
-    v = _sum(taps, window, bias_ptr, offs_d, d, W)
-    y = v * _sigmoid(v) if SILU else v  # (BLOCK_D,)
-    tl.store(y_ptr + row * d + offs_d, y, mask=mask)
-    for j in tl.static_range(W - 1):
-        tl.store(new_ptr + offs_state + j * d, window[j + 1], mask=mask)
-
-
-def update_forward(
-    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
-) -> tuple[Tensor, Tensor]:
-    """y (b, d) and the new state (b, w - 1, d), both of x's dtype, in one launch."""
-    (b, d), w = x.shape, weight.shape[1]
-    _refuse_wide(w)
-    y, new = _fake_update(x, state)
-    given = map(_contiguous, (x, state, weight, bias))
-    block_d = min(256, triton.next_power_of_2(d))
-    with _on(x):
-        update_kernel[b, triton.cdiv(d, block_d)](*given, y, new, d, W=w, SILU=silu, BLOCK_D=block_d)
-    return y, new
-
-
-def update_gradient(
-    upstream: tuple[Tensor | None, ...],
-    outputs: tuple[Tensor, ...],
-    x: Tensor,
-    state: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-) -> list[Tensor]:
-    """In torch: generation has no backward, and what trains through steps has few of them."""
-    dy, dnew = upstream
-    window = torch.cat([state.to(weight.dtype), x.to(weight.dtype)[:, None]], 1)  # (b, w, d)
-    dv = torch.zeros_like(window[:, 0]) if dy is None else dy.to(weight.dtype)
-    if silu:
-        v = (window * weight.T).sum(1) + (0 if bias is None else bias)
-        s = torch.sigmoid(v)
-        dv = dv * (s * (1 + v * (1 - s)))
-    dwindow = dv[:, None] * weight.T
-    if dnew is not None:
-        dwindow[:, 1:] += dnew
-    dweight = (dv[:, None] * window).sum(0).T
-    found = [dwindow[:, -1].to(x.dtype), dwindow[:, :-1].to(state.dtype), dweight]
-    found += [] if bias is None else [dv.sum(0)]
-    return [g.clone(memory_format=torch.contiguous_format) for g in found]
-
-
-def _fake_update(x: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(state.shape)
 
 
 # --- Launching -------------------------------------------------------------------------------------
@@ -384,7 +309,7 @@ def _fake_update(x: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 def _plan(tile: Tile, x: Tensor, w: int) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid, and the sizes of a tile."""
-    _refuse_wide(w)
+    refuse_wide(w)
     b, l, d = x.shape
     sizes = _sizes(tile, w, d, l)
     grid = (b * triton.cdiv(l, sizes["STRIPS"] * tile.steps), triton.cdiv(d, sizes["BLOCK_D"]))
@@ -399,7 +324,7 @@ def _sizes(tile: Tile, w: int, d: int, l: int) -> dict[str, int]:
     return {"STRIPS": strips, "STEPS": tile.steps, "BLOCK_D": block_d}
 
 
-def _refuse_wide(w: int) -> None:
+def refuse_wide(w: int) -> None:
     if w > WIDEST:
         raise ValueError(
             f"weight: got w={w}, expected w of at most {WIDEST} for backend 'triton'; for longer kernels there "
@@ -413,11 +338,11 @@ def _lines(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
+def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().contiguous()
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
@@ -431,21 +356,19 @@ def compilations() -> Iterator[Compilation]:
         ("fp32", 4, False, 1536), ("bf16", 4, False, 1536), ("bf16", 4, True, 1536), ("fp16", 3, True, 1536),
     ):  # fmt: skip
         tiles = {forward_kernel: _sizes(FORWARD, w, 1536, 4096) | {"AHEAD": AHEAD}}
-        tiles |= {backward_kernel: _sizes(BACKWARD, w, 1536, 4096), update_kernel: {"BLOCK_D": 256}}
+        tiles |= {backward_kernel: _sizes(BACKWARD, w, 1536, 4096)}
         for kernel, tile in tiles.items():
             constexprs: dict[str, Any] = {"W": w, "SILU": full} | tile
             if d is not None:
                 constexprs |= {n: d for n in kernel.arg_names if n in ("d", "stride_xl", "stride_yl")}
             if not full:
-                constexprs |= {
-                    n: None for n in kernel.arg_names if n in OPTIONAL and kernel is not update_kernel
-                }
-            signature = {n: _type(n, dtype) for n in kernel.arg_names if n not in constexprs}
+                constexprs |= {n: None for n in kernel.arg_names if n in OPTIONAL}
+            signature = {n: type_of(n, dtype) for n in kernel.arg_names if n not in constexprs}
             label = f"{dtype} w={w}{' packed' if full else ''}{f' d={d}' if d else ''}"
             yield Compilation(f"causal_conv1d.{kernel.__name__} {label}", kernel, signature, constexprs)
 
 
-def _type(name: str, dtype: str) -> str:
+def type_of(name: str, dtype: str) -> str:
     if not name.endswith("_ptr"):
         return "i32"
     if name == "seq_ptr":
@@ -455,11 +378,3 @@ def _type(name: str, dtype: str) -> str:
 
 
 causal_conv1d = operator.register("triton", forward, gradient)
-update = registration.register(
-    "causal_conv1d_update_triton",
-    "Tensor x, Tensor state, Tensor weight, Tensor? bias, bool silu",
-    update_forward,
-    update_gradient,
-    _fake_update,
-    results=2,
-)

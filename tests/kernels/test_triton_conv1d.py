@@ -25,9 +25,9 @@ def _triton_runs_here():
 
 
 def update() -> Callable[..., tuple[Tensor, Tensor]]:
-    from ssmcourse.kernels.causal_conv1d import triton
+    from ssmcourse.kernels.causal_conv1d import triton_update
 
-    return triton.update
+    return triton_update.update
 
 
 QUICK = [
@@ -195,11 +195,12 @@ QUICK_CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
 def test_opcheck_and_gradcheck():
     args = [random(s, seed=i).requires_grad_() for i, s in enumerate([(1, 5, 2), (2, 3), (2,), (1, 2, 2)])]
     seq_idx = torch.tensor([[0, 0, 0, 1, 1]])
-    convolve(args[0].detach(), args[1].detach())  # registers the operators
+    convolve(args[0].detach(), args[1].detach())  # registers the operator
     operator = torch.ops.ssmcourse.causal_conv1d_triton.default
     torch.library.opcheck(operator, (*args, seq_idx, True), test_utils=QUICK_CHECKS)
     assert torch.autograd.gradcheck(lambda *t: operator(*t, seq_idx, True), args, fast_mode=True)
     step = [random(s, seed=i).requires_grad_() for i, s in enumerate([(2, 3), (2, 2, 3), (3, 3), (3,)])]
+    update()
     torch.library.opcheck(
         torch.ops.ssmcourse.causal_conv1d_update_triton.default, (*step, True), test_utils=QUICK_CHECKS
     )

@@ -17,7 +17,7 @@ from ssmcourse.kernels.compiling import Compilation
 
 # Steps from one state that is kept for the gradient to the next. The interpreter's tests are short.
 CHUNK = 16 if runtime.triton_mode() == "interpreted" else 64
-MOST_STATES = 256
+MOST_STATES = 128
 
 
 class Given(NamedTuple):
@@ -29,17 +29,27 @@ class Given(NamedTuple):
     programs: int  # for each row
 
 
+class Plan(NamedTuple):
+    """How a kernel goes about some options."""
+
+    numbers: int  # in a program's tile of states
+    configurations: list[triton.Config]  # the first is the choice without tuning
+
+
+Planner = Callable[[bool, bool, bool, int], Plan]  # (zoh, packed, constant B or C, bytes of a number)
+
+
 def read(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, sequence: Tensor | None, dt_softplus: bool, zoh: bool,
-    states: Callable[[bool, bool, bool], int],
+    plan: Planner,
 ) -> Given:  # fmt: skip
-    """`states`: (zoh, packed, constant B or C) -> how many numbers the tile of states of a program may have."""
+    """What a kernel with this plan is called with."""
     (_, l, d), n = x.shape, A.shape[1]
     groups_B, groups_C = (M.shape[2] if M.ndim == 4 else 1 for M in (B, C))
     groups = math.lcm(groups_B, groups_C)
-    numbers = states(zoh, sequence is not None, 2 in (B.ndim, C.ndim))
-    N, block_d = tile_of_states(n, d // groups, numbers, A.element_size())
+    numbers, _ = plan(zoh, sequence is not None, 2 in (B.ndim, C.ndim), A.element_size())
+    N, block_d = tile_of_states(n, d // groups, numbers)
     rows = {"x": _evenly_spaced(x), "dt": _evenly_spaced(dt), "z": None if z is None else _evenly_spaced(z)}
     return Given(
         {
@@ -68,14 +78,11 @@ def read(
     )
 
 
-def tile_of_states(n: int, channels: int, numbers: int, size: int) -> tuple[int, int]:
-    """N and BLOCK_D: powers of 2 that cover the states, and as many channels as leave that many numbers in all.
-
-    Fewer where a number takes more registers (`size` in bytes), and where B and C take most of them.
-    """
+def tile_of_states(n: int, channels: int, numbers: int) -> tuple[int, int]:
+    """N and BLOCK_D: powers of 2 that cover the states, and as many channels as leave that many numbers in all."""
     N = triton.next_power_of_2(max(1, n))
-    numbers //= (1 if size == 4 else 4) * (1 if N <= 64 else 2)
-    return N, min(64, triton.next_power_of_2(channels), max(1, numbers // N))
+    most = numbers // N if N <= 64 else numbers // 2 // N  # then B and C take most of the registers
+    return N, min(64, triton.next_power_of_2(channels), max(1, most))
 
 
 def empty(
@@ -115,15 +122,24 @@ def _evenly_spaced(t: Tensor) -> Tensor:
     return t if side_by_side and rows_follow else t.contiguous()
 
 
-def tuned(*configurations: triton.Config) -> Callable[[Any], Any]:
-    """For a kernel: on a GPU the fastest of the configurations, measured when a size is first seen; else the first."""
+def tuned(configurations: list[triton.Config], plan: Planner) -> Callable[[Any], Any]:
+    """For a kernel: on a GPU the fastest of its plan's, measured when a size is first seen; else the first of all."""
+
+    def of_plan(_: Any, arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
+        given = {**arguments, **constants}
+        constant = not (given["B_MOVES"] and given["C_MOVES"])
+        packed, size = given["sequence_ptr"] is not None, given["A_ptr"].element_size()
+        return plan(given["ZOH"], packed, constant, size).configurations
+
     usable = configurations if runtime.triton_mode() == "compiled" else configurations[:1]
-    return triton.autotune(list(usable), key=["d", "n", "groups"])
+    return triton.autotune(
+        list(usable),
+        ["d", "n", "groups", "ZOH", "B_MOVES", "C_MOVES"],
+        prune_configs_by={"early_config_prune": of_plan},
+    )
 
 
-def compilations(
-    name: str, kernel: Any, configurations: list[triton.Config], states: Callable[[bool, bool, bool], int]
-) -> Iterator[Compilation]:
+def compilations(name: str, kernel: Any, plan: Planner) -> Iterator[Compilation]:
     """Every dtype, few and many states, with and without options; a model's sizes in every configuration."""
     sizes = {"n": 16, "d": 1536, "stride_x": 1536, "stride_dt": 1536, "stride_z": 3072}
     plain: dict[str, Any] = {"sequence_ptr": None}
@@ -142,7 +158,8 @@ def compilations(
         ("B and C constant, nothing optional", "bf16", 16, sizes | bare, False, False),
     ):
         packed = "sequence_ptr" not in constants
-        N, block_d = tile_of_states(n, 1536, states(zoh, packed, not moves), 8 if dtype == "fp64" else 4)
+        numbers, configurations = plan(zoh, packed, not moves, 8 if dtype == "fp64" else 4)
+        N, block_d = tile_of_states(n, 1536, numbers)
         options = {"B_MOVES": moves, "C_MOVES": moves, "SOFTPLUS": True, "ZOH": zoh, "CHUNK": 64}
         options |= {"N": N, "BLOCK_D": block_d}
         for number, configuration in enumerate(configurations if label == "" else configurations[:1]):

@@ -32,7 +32,7 @@ from torch import Tensor
 from ssmcourse.kernels import runtime
 from ssmcourse.kernels.compiling import Compilation
 from ssmcourse.kernels.selective_scan import triton_arguments
-from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, on_device_of, read, tuned
+from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, Plan, on_device_of, read, tuned
 from ssmcourse.kernels.selective_scan.triton_forward import scan
 from ssmcourse.kernels.selective_scan.triton_steps import (
     at_step,
@@ -55,12 +55,14 @@ FEWEST_STEPS = 4 if runtime.triton_mode() == "interpreted" else 2  # divides CHU
 CONFIGURATIONS = [triton.Config({"STEPS": FEWEST_STEPS}, num_warps=warps) for warps in (1, 2)]
 
 
-def states(zoh: bool, packed: bool, constant: bool) -> int:
-    """How many numbers a program's tile of states has: 8 a thread, as several such tiles are needed at once, or 4."""
-    return 128 if zoh or packed or constant else 256
+def plan(zoh: bool, packed: bool, constant: bool, size: int) -> Plan:
+    """8 numbers a thread, as several such tiles are needed at once; or half, for whatever else takes registers."""
+    tight = (zoh and packed) or size == 8
+    numbers = 128 if zoh or packed or constant else 256
+    return Plan(numbers * 4 // size, CONFIGURATIONS[1:] if tight else CONFIGURATIONS)
 
 
-@tuned(*CONFIGURATIONS)
+@tuned(CONFIGURATIONS, plan)
 @triton.jit
 def gradient_kernel(
     x_ptr,  # (b, l, d), its steps stride_x apart; so are dt and z
@@ -223,7 +225,7 @@ def gradient(
     if x.numel() == 0:
         return _of_no_steps(arguments, dfinal)
     kept = outputs[2] if keep else scan(*arguments, sequence, sequences, dt_softplus, zoh, True)[2]
-    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, states)
+    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, plan)
     places = _places(given.programs, *arguments)
     dy = torch.zeros_like(x) if dy is None else dy
     grid = (len(x) * given.programs,)
@@ -292,4 +294,4 @@ def _of_no_steps(arguments: tuple[Tensor | None, ...], dfinal: Tensor | None) ->
 
 
 def compilations() -> Iterator[Compilation]:
-    return triton_arguments.compilations("gradient", gradient_kernel, CONFIGURATIONS, states)
+    return triton_arguments.compilations("gradient", gradient_kernel, plan)

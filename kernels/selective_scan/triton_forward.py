@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ssmcourse.kernels.compiling import Compilation
 from ssmcourse.kernels.selective_scan import triton_arguments
-from ssmcourse.kernels.selective_scan.triton_arguments import empty, on_device_of, read, refuse, tuned
+from ssmcourse.kernels.selective_scan.triton_arguments import Plan, empty, on_device_of, read, refuse, tuned
 from ssmcourse.kernels.selective_scan.triton_steps import (
     advance,
     at_step,
@@ -52,12 +52,13 @@ CONFIGURATIONS = [
 ]
 
 
-def states(zoh: bool, packed: bool, constant: bool) -> int:
-    """How many numbers a program's tile of states has: 16 a thread, 8 where much else is in registers."""
-    return 512 if zoh and packed else 1024
+def plan(zoh: bool, packed: bool, constant: bool, size: int) -> Plan:
+    """16 numbers a thread, 8 where much else is in registers."""
+    numbers = 512 if zoh and packed else 1024
+    return Plan(numbers if size == 4 else numbers // 4, CONFIGURATIONS)
 
 
-@tuned(*CONFIGURATIONS)
+@tuned(CONFIGURATIONS, plan)
 @triton.jit
 def scan_kernel(
     x_ptr,  # (b, l, d), its steps stride_x apart; so are dt and z
@@ -142,7 +143,7 @@ def scan(
     )
     if x.numel() == 0:
         return y, final.zero_() if initial_state is None else final.copy_(initial_state[:sequences]), kept
-    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, states)
+    given = read(x, dt, A, B, C, D, z, dt_bias, sequence, dt_softplus, zoh, plan)
     with on_device_of(x):
         scan_kernel[(len(x) * given.programs,)](
             **given.tensors,
@@ -157,4 +158,4 @@ def scan(
 
 
 def compilations() -> Iterator[Compilation]:
-    return triton_arguments.compilations("scan", scan_kernel, CONFIGURATIONS, states)
+    return triton_arguments.compilations("scan", scan_kernel, plan)

@@ -86,7 +86,7 @@ def update(
     if x.numel() == 0:
         return y, new
     groups = math.lcm(B.shape[1], C.shape[1])
-    N, block_d = tile_of_states(n, d // groups, STATES, A.element_size())
+    N, block_d = tile_of_states(n, d // groups, STATES * 4 // A.element_size())
     given = [None if t is None else t.contiguous() for t in (state, x, dt, A, B, C, D, z, dt_bias)]
     with on_device_of(x):
         selective_update_kernel[(b * groups * triton.cdiv(d // groups, block_d),)](

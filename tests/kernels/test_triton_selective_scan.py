@@ -201,9 +201,9 @@ def test_what_the_kernel_cannot_take_is_refused():
         scan(**inputs)
     assert runtime.choose("selective_scan of complex A", "auto", "cuda") is selective._by_definition
     with pytest.raises(
-        ValueError, match=r"^A: got n = 257 states a channel, expected at most 256: .*reference"
+        ValueError, match=r"^A: got n = 129 states a channel, expected at most 128: .*reference"
     ):
-        scan(**make((1, 1, 1, 257), extras=()))
+        scan(**make((1, 1, 1, 129), extras=()))
 
 
 def test_opcheck():

@@ -74,9 +74,9 @@ class Given(NamedTuple):
     def tiles_p(self) -> int:
         return triton.cdiv(self.x.shape[3], self.sizes.p)
 
-    def constants(self, *flags: str, n: bool = True, p: bool = True) -> dict[str, Any]:
+    def constants(self, *flags: str, block: bool = True, n: bool = True, p: bool = True) -> dict[str, Any]:
         """What is compiled into a kernel that multiplies matrices."""
-        tiles = {"CHUNK": self.sizes.chunk, "BLOCK": self.sizes.block}
+        tiles = {"CHUNK": self.sizes.chunk} | ({"BLOCK": self.sizes.block} if block else {})
         tiles |= {"N": self.B.shape[3], "BLOCK_N": self.sizes.n} if n else {}
         tiles |= {"P": self.x.shape[3], "BLOCK_P": self.sizes.p} if p else {}
         return {flag: self.flags[flag] for flag in flags} | tiles | self.operand
@@ -210,8 +210,8 @@ def matrix(given: Given) -> Tensor:
     q = given.sizes.chunk
     G = given.dt.new_empty(b, given.chunks, g, q, q)
     launch(
-        given, triton_forward.chunk_matrix_kernel, (b * given.chunks, g, given.tiles**2),
-        given.C, given.B, G, l, g, **given.constants(p=False),
+        given, triton_forward.chunk_matrix_kernel, (b * given.chunks, g, (q // given.sizes.rows) ** 2),
+        given.C, given.B, G, l, g, ROWS=given.sizes.rows, **given.constants(block=False, p=False),
     )  # fmt: skip
     return G
 
@@ -238,10 +238,11 @@ def scan(
     (b, l, h, _), g = given.x.shape, given.B.shape[2]
     flags = ("HAS_INITIAL", "HAS_D", "HAS_Z", "PACKED")
     launch(
-        given, triton_forward.chunk_scan_kernel, (b * given.chunks, h, given.tiles * given.tiles_p),
+        given, triton_forward.chunk_scan_kernel,
+        (b * given.chunks, h, given.sizes.chunk // given.sizes.rows * given.tiles_p),
         G, given.C, given.x, steps, given.number, states, given.initial, given.D, given.z,
         y, y if dy is None else dy, y if dz is None else dz, l, h, g,
-        BACKWARD=dy is not None, **given.constants(*flags),
+        BACKWARD=dy is not None, ROWS=given.sizes.rows, **given.constants(*flags),
     )  # fmt: skip
 
 

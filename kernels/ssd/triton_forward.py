@@ -12,7 +12,7 @@ and final_state, which is steps 3 and 4 from the last chunk's begin to a sequenc
 of steps_ptr, number_ptr, ends_ptr and states_ptr; x, y (b, l, h, p), B, C (b, l, g, n), G (b, c, g, CHUNK, CHUNK).
 
 Bytes, each array once a launch (what programs of a launch read again is in the L2 cache): for x of 2 bytes, h 24, p 64,
-n 128, g 1 and chunks of 256, a step of a row moves 25.6 kB for 6.8 kB of inputs and outputs, 3.7 times as much.
+n 128, g 1 and chunks of 256, a step of a row moves 25.0 kB for 6.8 kB of inputs and outputs, 3.6 times as much.
 The states are half of that: CHUNK steps share (h, n, p) of them, written, passed and read in float32.
 """
 
@@ -71,25 +71,25 @@ def cumulative_sum_kernel(dt_ptr, log_a_ptr, steps_ptr, l, h, CHUNK: tl.constexp
 @triton.jit
 def chunk_matrix_kernel(
     C_ptr, B_ptr, G_ptr, l, g, N: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """G = C Bᵀ on and below the diagonal, tile by tile; above it G stays unwritten, and unread.
 
-    C, B (b, l, g, n) -> G (b, c, g, CHUNK, CHUNK). Grid: (b c, g, (CHUNK / BLOCK)²), a program a tile.
+    C, B (b, l, g, n) -> G (b, c, g, CHUNK, CHUNK). Grid: (b c, g, (CHUNK / ROWS)²), a program a tile.
     Bytes: B, C and G once. FLOPs: b l g CHUNK n.
     """
     row, _, begin, left = place(tl.program_id(0), l, CHUNK)
     group = tl.program_id(1)
-    tile_i, tile_j = tl.program_id(2) // (CHUNK // BLOCK), tl.program_id(2) % (CHUNK // BLOCK)
-    i, j = tile_i * BLOCK + tl.arange(0, BLOCK), tile_j * BLOCK + tl.arange(0, BLOCK)
+    tile_i, tile_j = tl.program_id(2) // (CHUNK // ROWS), tl.program_id(2) % (CHUNK // ROWS)
+    i, j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * ROWS + tl.arange(0, ROWS)
     here = ((row * l + begin) * g + group) * N
     if tile_j <= tile_i:
-        G = tl.zeros((BLOCK, BLOCK), G_ptr.dtype.element_ty)
+        G = tl.zeros((ROWS, ROWS), G_ptr.dtype.element_ty)
         for start in range(0, N, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
-            C = load_rows(C_ptr + here, i, left, g * N, offs_n, N)  # (BLOCK, BLOCK_N)
-            B = load_rows(B_ptr + here, j, left, g * N, offs_n, N)  # (BLOCK, BLOCK_N)
+            C = load_rows(C_ptr + here, i, left, g * N, offs_n, N)  # (ROWS, BLOCK_N)
+            B = load_rows(B_ptr + here, j, left, g * N, offs_n, N)  # (ROWS, BLOCK_N)
             G = product(C, tl.trans(B), G, OPERAND, PRECISION)
         out = G_ptr + (tl.program_id(0).to(tl.int64) * g + group) * (CHUNK * CHUNK)
         tl.store(out + i[:, None] * CHUNK + j[None, :], G)
@@ -184,12 +184,12 @@ def chunk_scan_kernel(
     G_ptr, C_ptr, x_ptr, steps_ptr, number_ptr, states_ptr, initial_ptr, D_ptr, z_ptr, y_ptr, dy_ptr, dz_ptr, l, h, g,
     HAS_INITIAL: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, PACKED: tl.constexpr, BACKWARD: tl.constexpr,
     N: tl.constexpr, P: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y_i = (Σ_{j≤i} exp(s_i - s_j) G_ij dt_j x_j + exp(s_i) C_i E + D x_i) silu(z_i).
 
-    Grid: (b c, h, CHUNK / BLOCK tiles of steps times p / BLOCK_P). Bytes: G, C, x, z, the states and y once.
+    Grid: (b c, h, CHUNK / ROWS tiles of steps times p / BLOCK_P). Bytes: G, C, x, z, the states and y once.
     FLOPs: b l h p (CHUNK + 2 n).
     BACKWARD undoes the gate instead, and needs the same sum for that: from dy to dz, and to y the gradient of the sum.
     """
@@ -198,17 +198,17 @@ def chunk_scan_kernel(
     group = head // (h // g)
     tile = tl.program_id(2) // tl.cdiv(P, BLOCK_P)
     offs_p = tl.program_id(2) % tl.cdiv(P, BLOCK_P) * BLOCK_P + tl.arange(0, BLOCK_P)
-    i = tile * BLOCK + tl.arange(0, BLOCK)
+    i = tile * ROWS + tl.arange(0, ROWS)
     steps = steps_ptr + (row * h + head) * (3 * l) + begin
     numbers = number_ptr + row * l + begin
     here = ((row * l + begin) * h + head) * P  # in x, z and y
-    hi, lo = load_sums(steps, i, left, l)  # (BLOCK,)
-    y = tl.zeros((BLOCK, BLOCK_P), steps_ptr.dtype.element_ty)
+    hi, lo = load_sums(steps, i, left, l)  # (ROWS,)
+    y = tl.zeros((ROWS, BLOCK_P), steps_ptr.dtype.element_ty)
     if (chunk > 0) | HAS_INITIAL:  # from the steps before this chunk
         C = C_ptr + ((row * l + begin) * g + group) * N
         for start in range(0, N, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
-            C_i = load_rows(C, i, left, g * N, offs_n, N)  # (BLOCK, BLOCK_N)
+            C_i = load_rows(C, i, left, g * N, offs_n, N)  # (ROWS, BLOCK_N)
             E = entering_state(
                 states_ptr,
                 initial_ptr,
@@ -228,14 +228,14 @@ def chunk_scan_kernel(
         if PACKED:
             y = tl.where((load_numbers(numbers, i, left) == sequence_before(numbers, chunk))[:, None], y, 0.0)
     G = G_ptr + (tl.program_id(0).to(tl.int64) * g + group) * (CHUNK * CHUNK)
-    for start in range(0, (tile + 1) * BLOCK, BLOCK):  # from the steps of this chunk
+    for start in range(0, (tile + 1) * ROWS, BLOCK):  # from the steps of this chunk
         j = start + tl.arange(0, BLOCK)
         kept = (j[None, :] <= i[:, None]) & (i < left)[:, None]
         if PACKED:
             kept = kept & (load_numbers(numbers, i, left)[:, None] == load_numbers(numbers, j, left)[None, :])
         hi_j, lo_j = load_sums(steps, j, left, l)  # (BLOCK,)
         dt = tl.load(steps + j, mask=j < left, other=0.0)  # (BLOCK,)
-        M = tl.load(G + i[:, None] * CHUNK + j[None, :])  # (BLOCK, BLOCK)
+        M = tl.load(G + i[:, None] * CHUNK + j[None, :])  # (ROWS, BLOCK)
         M *= decay(hi[:, None], lo[:, None], hi_j[None, :], lo_j[None, :], kept) * dt[None, :]
         x = load_rows(x_ptr + here, j, left, h * P, offs_p, P)  # (BLOCK, BLOCK_P)
         y = product(M, x, y, OPERAND, PRECISION)
@@ -245,10 +245,10 @@ def chunk_scan_kernel(
     mask = (i < left)[:, None] & (offs_p < P)[None, :]
     offs = i[:, None] * (h * P) + offs_p[None, :]
     if HAS_Z:
-        z = tl.load(z_ptr + here + offs, mask=mask, other=0.0).to(y.dtype)  # (BLOCK, BLOCK_P)
+        z = tl.load(z_ptr + here + offs, mask=mask, other=0.0).to(y.dtype)  # (ROWS, BLOCK_P)
         gate = 1 / (1 + tl.exp(-z))
         if BACKWARD:
-            dy = tl.load(dy_ptr + here + offs, mask=mask, other=0.0).to(y.dtype)  # (BLOCK, BLOCK_P)
+            dy = tl.load(dy_ptr + here + offs, mask=mask, other=0.0).to(y.dtype)  # (ROWS, BLOCK_P)
             tl.store(dz_ptr + here + offs, dy * y * gate * (1 + z * (1 - gate)), mask=mask)
             y = dy
         y *= z * gate

@@ -39,22 +39,23 @@ class Blocks(NamedTuple):
     block: int  # steps
     n: int
     p: int
+    rows: int  # steps i of a tile where y and G are made: the more, the less often the steps j are read
 
 
 def blocks(n: int, p: int, dtype: torch.dtype) -> Blocks:
     """For x of this type: matrices of float32 and float64 are multiplied without tensor cores, in smaller tiles."""
     if INTERPRETED:
-        return Blocks(CHUNK, 16, min(16, triton.next_power_of_2(n)), min(16, triton.next_power_of_2(p)))
+        return Blocks(CHUNK, 16, min(16, triton.next_power_of_2(n)), min(16, triton.next_power_of_2(p)), 16)
     largest = {2: 64, 4: 32, 8: 16}[dtype.itemsize]
     of_n, of_p = (min(largest, max(16, triton.next_power_of_2(size))) for size in (n, p))
-    return Blocks(CHUNK, largest, of_n, of_p)
+    return Blocks(CHUNK, largest, of_n, of_p, 128 if largest == 64 else largest)
 
 
 # Warps and stages of a program. The first pair is taken untuned.
 CONFIGURATIONS = ((4, 2), (4, 3), (8, 2))
 # But 8 warps where 4 run out of registers (`make kernels` tells); by the bytes of a number.
 EIGHT_WARPS = {
-    2: {"input_gradient_kernel", "matrix_gradient_kernel"},
+    2: {"chunk_scan_kernel", "input_gradient_kernel", "matrix_gradient_kernel"},
     4: {"input_gradient_kernel", "B_gradient_kernel", "C_gradient_kernel"},
     8: set(),
 }
@@ -148,7 +149,7 @@ def compilation(kernel: Any, dtype: str, label: str = "", *, n: int = 128, p: in
     sizes, half = blocks(n, p, DTYPES[dtype]), DTYPES[dtype].itemsize == 2
     constants = {
         "N": n, "P": p, "CHUNK": sizes.chunk, "BLOCK": sizes.block, "BLOCK_N": sizes.n, "BLOCK_P": sizes.p,
-        "BLOCK_H": 8, "LINES": sizes.chunk // sizes.block, "TILES_N": n // sizes.n, "TILES_P": p // sizes.p,
+        "ROWS": sizes.rows, "BLOCK_H": 8, "LINES": sizes.chunk // sizes.block, "TILES_N": n // sizes.n, "TILES_P": p // sizes.p,
         "PARTS": n * p // 256, "OPERAND": getattr(tl, str(DTYPES[dtype]).removeprefix("torch.")),
         "PRECISION": "tf32" if half else "ieee",
     }  # fmt: skip

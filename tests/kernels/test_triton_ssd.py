@@ -77,7 +77,7 @@ def test_table(row):
 
 # --- Tiles and chunks of other sizes --------------------------------------------------------------------
 
-SMALL = Blocks(16, 4, 4, 2)  # a chunk of four tiles, and several tiles of n and p
+SMALL = Blocks(16, 4, 4, 2, 8)  # a chunk of four tiles, and several tiles of n and p
 
 
 @interpreted
@@ -100,7 +100,9 @@ def test_small_tiles_at_every_length(monkeypatch, pack, l):
 @interpreted
 @pytest.mark.parametrize("chunk", [8, 32, 64, 128])
 def test_the_result_does_not_depend_on_the_chunk(monkeypatch, chunk):
-    monkeypatch.setattr(module, "blocks", lambda n, p, dtype: Blocks(chunk, min(32, chunk), 8, 4))
+    monkeypatch.setattr(
+        module, "blocks", lambda n, p, dtype: Blocks(chunk, min(32, chunk), 8, 4, min(64, chunk))
+    )
     made = inputs(b=1, l=65, h=1, g=1)
     options = {"dt_softplus": True, "return_final_state": True}
     whole = ssd(**made, **options, backend="reference")
@@ -170,7 +172,7 @@ def test_parameters_wider_than_activations():
 def test_a_reset_and_small_steps_after_it(monkeypatch, dtype, where):
     """log a is -1e4 once, then -0.01 a step: a difference of cumulative sums has no digits left for these."""
     if INTERPRETED:  # the rest of the sequence is in the reset's chunk
-        monkeypatch.setattr(module, "blocks", lambda n, p, dtype: Blocks(64, 32, 8, 4))
+        monkeypatch.setattr(module, "blocks", lambda n, p, dtype: Blocks(64, 32, 8, 4, 32))
     check_reset(dtype, where, 60)
 
 
@@ -276,7 +278,7 @@ def test_bytes_of_the_forward(monkeypatch, dtype):
             moved.append(sum(arrays.values()))
 
     monkeypatch.setattr(module, "launch", launch)
-    monkeypatch.setattr(module, "blocks", lambda *_: Blocks(256, 64, 64, 64))
+    monkeypatch.setattr(module, "blocks", lambda *_: Blocks(256, 64, 64, 64, 128))
     x, BC = torch.empty(b, l, h, p, dtype=dtype), torch.empty(2, b, l, 1, n, dtype=dtype)
     dt, log_a = torch.empty(2, b, l, h)
     y, _, _ = module.forward(x, dt, log_a, *BC, None, None, None, None, 0, False)
@@ -294,7 +296,7 @@ def test_no_array_is_larger_than_the_input(monkeypatch):
         seen.extend(t.numel() for t in arguments if isinstance(t, Tensor))
 
     monkeypatch.setattr(module, "launch", launch)
-    monkeypatch.setattr(module, "blocks", lambda *_: Blocks(256, 64, 64, 64))
+    monkeypatch.setattr(module, "blocks", lambda *_: Blocks(256, 64, 64, 64, 128))
     x, BC, steps = torch.empty(b, l, h, p), torch.empty(2, b, l, 1, n), torch.empty(2, b, l, h)
     given = (x, *steps, *BC, None, None, None, None, 0, True)
     module.gradient((torch.empty_like(x), None), module.forward(*given), *given)

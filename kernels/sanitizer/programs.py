@@ -50,8 +50,8 @@ class Programs:
     Attributes:
         findings: each kind at each line once, with an example.
         launches: (kernel, grid) in order.
-        loaded, stored: bytes that programs asked for, by (kernel, argument); lanes that are masked out ask for none.
-            Atomics count as both.
+        loaded, stored: bytes that programs asked for, by (kernel, argument), each access anew. Lanes that are masked
+            out ask for none, lanes that want the same element for one. Atomics count as both.
         moves: each load and store, if asked for.
     """
 
@@ -226,7 +226,7 @@ class _Watch:
                 self._outside(argument, access, program, place, lanes & ~good, offsets[lanes & ~good])
                 wanted &= ~(lanes & ~good)
             elements = offsets[good] // argument.itemsize
-            self._count(access, argument, elements.size * itemsize, program, elements, place)
+            self._count(access, argument, len(np.unique(elements)) * itemsize, program, elements, place)
             self._race(access, argument, elements, program, place, None if values is None else values, good)
         return plain, wanted
 

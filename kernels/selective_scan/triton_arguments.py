@@ -85,16 +85,13 @@ def tile_of_states(n: int, channels: int, numbers: int) -> tuple[int, int]:
     return N, min(64, triton.next_power_of_2(channels), max(1, most))
 
 
-def empty(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    dt_bias: Tensor | None, initial_state: Tensor | None, sequence: Tensor | None,
-    sequences: int, dt_softplus: bool, zoh: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def empty(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors of the shapes that a scan returns; the states before every CHUNK-th step are kept."""
-    b, l, d = x.shape
-    n = A.shape[1]
+    x, _, A, *_, sequences, _, _, keep = arguments  # as operator.SCHEMA has them
+    (b, l, d), n = x.shape, A.shape[1]
+    chunks = (l + CHUNK - 1) // CHUNK if keep else 0
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, A.new_empty((sequences, d, n)), A.new_empty((b, (l + CHUNK - 1) // CHUNK if keep else 0, n, d))
+    return y, A.new_empty((sequences, d, n)), A.new_empty((b, chunks, n, d))
 
 
 def refuse(A: Tensor) -> None:

@@ -6,15 +6,18 @@
 
 As in the forward kernel a program takes one row and BLOCK_D channels, and a loop does one step at a time. The
 states h_t, which the gradient needs in reverse, are computed again, in two stages: from the state kept every CHUNK
-steps to those before every STEPS-th, which go to a scratch of CHUNK / STEPS states for each program (they stay in
-the cache), and from there to the STEPS states that registers hold. To run the recurrence itself in reverse,
+steps to those before every STEPS-th, which go to a scratch of CHUNK / STEPS states for each program, written
+again for every chunk, and from there to the STEPS states that registers hold. To run the recurrence itself in reverse,
 h_{t-1} = (h_t - input) / gate, would lose all digits where a gate is small.
 
 dB and dC are sums over channels, dA, dD and dbias over rows. Each program writes its own part, and the parts are
 added in a fixed order: no atomic addition, and the same bits each time.
 
-Bytes: x, dt, z, dy, dx, ddt and dz once; x, dt, B and C twice from the cache; the kept states n/CHUNK; dB and dC
-2n/BLOCK_D float32 numbers for each of x, written, and read by the sum. FLOPs: 30n + 100 for each of x.
+For each number of x, at n = 16, BLOCK_D = 16, CHUNK = 64 and STEPS = 2:
+    bytes   x, dt, z, dy, dx, ddt and dz once, x and dt a second time from the cache, as are B and C, four times
+            n/BLOCK_D = 1 number; of the kept states n/CHUNK = 1/4 float32 number; of dB and dC 2n/BLOCK_D = 2 such
+            numbers, which the sum reads again. The scratch takes n/STEPS = 8 of them to the cache and back.
+    FLOPs   some 30n + 100: 600, an exponential counted as one. The gates are computed three times over, rather than kept.
 """
 
 # A kernel is called with fewer arguments than a type checker counts.

@@ -5,8 +5,9 @@
 A program takes one row and BLOCK_D channels from the first step to the last. Its states (N, BLOCK_D) stay in
 registers: gates and inputs of the states, which would be n times as large as x, are never in memory.
 
-Why a loop over the steps and no `tl.associative_scan` as in linear_scan: b d n recurrences are enough to fill a
-GPU, so nothing has to be parallel in time as well. The loop takes one exponential and four other operations for a
+Why a loop over the steps and no `tl.associative_scan` as in linear_scan: a thread for each of b d channels is
+enough to fill a GPU when a model trains, so nothing has to be parallel in time as well (few rows of few channels
+do leave it partly idle). The loop takes one exponential and four other operations for a
 state and step; the scan takes a logarithm of steps more, and it multiplies gates with each other, which turns
 0 · ∞ into NaN where a state of 0 grows. What a loop must do is to hide how long memory takes: STEPS steps are
 loaded together, while the STEPS before them are computed.

@@ -51,20 +51,24 @@ def blocks(n: int, p: int, dtype: torch.dtype) -> Blocks:
     return Blocks(CHUNK, largest, of_n, of_p, 128 if largest == 64 else largest)
 
 
-# Warps and stages of a program. The first pair is taken untuned.
+# Warps and stages of a program that tuning tries; untuned it is the first pair,
 CONFIGURATIONS = ((4, 2), (4, 3), (8, 2))
-# But 8 warps where 4 run out of registers (`make kernels` tells); by the bytes of a number.
-EIGHT_WARPS = {
-    2: {"chunk_scan_kernel", "input_gradient_kernel", "matrix_gradient_kernel"},
-    4: {"input_gradient_kernel", "B_gradient_kernel", "C_gradient_kernel"},
-    8: set(),
+# or for numbers of so many bytes this one, where the first would run out of registers (`make kernels` tells).
+INSTEAD = {
+    (2, "chunk_scan_kernel"): (8, 2),
+    (2, "input_gradient_kernel"): (8, 2),
+    (2, "matrix_gradient_kernel"): (8, 2),
+    (4, "input_gradient_kernel"): (8, 2),
+    (4, "matrix_gradient_kernel"): (4, 1),
+    (4, "B_gradient_kernel"): (8, 2),
+    (4, "C_gradient_kernel"): (8, 2),
 }
 
 
 def configuration(kernel: Any, dtype: torch.dtype) -> dict[str, int]:
     """How a GPU runs a program of this kernel, if nobody has measured what is best."""
-    warps, stages = CONFIGURATIONS[0]
-    return {"num_warps": 8 if kernel.__name__ in EIGHT_WARPS[dtype.itemsize] else warps, "num_stages": stages}
+    warps, stages = INSTEAD.get((dtype.itemsize, kernel.__name__), CONFIGURATIONS[0])
+    return {"num_warps": warps, "num_stages": stages}
 
 
 @triton.jit

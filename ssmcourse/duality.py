@@ -159,11 +159,13 @@ def ssd_state_update(
     Cost: O(b h p n). Source: Dao & Gu 2024, eq. 1.
     """
     _check("b", x, dt, A, B, C, D, z, dt_bias, dt_limit, state=state)
-    dt, log_a, skip, before = _prepare(dt, A, D, dt_bias, state, dt_softplus, dt_limit, x.shape[-2:])
-    sequence = (t[:, None] for t in (x, dt, log_a, B, C))  # of one step
-    gate = None if z is None else z[:, None]
-    y, after = _in_torch(_recurrence)(*sequence, skip, gate, before, None, len(x), 1)
-    return y[:, 0], after
+    dtype = working_dtype(dt, A, D, dt_bias, state)
+    skip = None if D is None else _for_channels(D, x.shape[-2:]).to(dtype)
+    bias = None if dt_bias is None else dt_bias.to(dtype)
+    step = runtime.choose("ssd_state_update", "auto", x.device.type) if x.numel() else _one_step
+    low, high = map(float, dt_limit)
+    y, after = step(state.to(dtype), x, dt, A.to(dtype), B, C, skip, z, bias, dt_softplus, low, high)
+    return y, after
 
 
 # --- The three algorithms -------------------------------------------------------------------------
@@ -280,6 +282,32 @@ def _in_torch(algorithm: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., 
     return backend
 
 
+def _one_step(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor]:
+    dt, log_a, skip, before = _prepare(dt, A, D, dt_bias, state, dt_softplus, (low, high), x.shape[-2:])
+    sequence = (t[:, None] for t in (x, dt, log_a, B, C))
+    gate = None if z is None else z[:, None]
+    y, after = _in_torch(_recurrence)(*sequence, skip, gate, before, None, len(x), 1)
+    return y[:, 0], after
+
+
+runtime.register(
+    "ssd_state_update",
+    triton="ssmcourse.kernels.state_update.triton_ssd:ssd_state_update",
+    reference=_one_step,
+)
 runtime.register(
     "ssd",
     cpu="ssmcourse.kernels.ssd.cpu:ssd",
@@ -292,6 +320,11 @@ runtime.register(
 
 
 # --- Arguments ------------------------------------------------------------------------------------
+
+
+def _for_channels(D: Tensor, heads: torch.Size) -> Tensor:
+    """D (h,) or (h, p) as (h, p)."""
+    return D if D.ndim == 2 else D[:, None].expand(heads)
 
 
 def _prepare(
@@ -313,7 +346,7 @@ def _prepare(
         dt = softplus(dt, threshold=40)  # beyond, softplus(x) is x in float64 too
     dt = dt.clamp(*dt_limit)
     if D is not None:
-        D = (D if D.ndim == 2 else D[:, None].expand(heads)).to(dtype)
+        D = _for_channels(D, heads).to(dtype)
     return dt, dt * A.to(dtype), D, None if state is None else state.to(dtype)
 
 

@@ -135,10 +135,12 @@ def selective_state_update(
     _check(x, dt, A, B, C, D, z, dt_bias, state, "b d", ("b n", "b g n"), "state")
     one_of("b_disc", b_disc, tuple(RULES))
     real, dtype = _dtypes(x, A, D, dt_bias, state)
-    delta = _step_size(dt.to(real), dt_bias, dt_softplus)
-    B, C = (_of_channels(M.unsqueeze(1) if M.ndim == 2 else M, x.shape[1], dtype) for M in (B, C))
-    y, h = _step(state.to(dtype), x.to(real), delta, A.to(dtype), B, C, b_disc == "zoh")
-    return _skip_and_gate(y, x, D, z).to(x.dtype), h
+    B, C = (M.unsqueeze(1) if M.ndim == 2 else M for M in (B, C))
+    D, dt_bias = (None if v is None else v.to(real) for v in (D, dt_bias))
+    in_torch = dtype.is_complex or not x.numel()
+    step = _one_step if in_torch else runtime.choose("selective_state_update", "auto", x.device.type)
+    y, h = step(state.to(dtype), x, dt, A.to(dtype), B, C, D, z, dt_bias, dt_softplus, b_disc == "zoh")
+    return y, h
 
 
 # --- The definition ---------------------------------------------------------------------------
@@ -201,6 +203,17 @@ def _of_channels(B: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     return B.repeat_interleave(d // B.shape[-2], -2) if d != B.shape[-2] else B
 
 
+def _one_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_softplus: bool, zoh: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    real = A.real.dtype
+    delta = _step_size(dt.to(real), dt_bias, dt_softplus)
+    B, C = (_of_channels(M, x.shape[1], A.dtype) for M in (B, C))
+    y, h = _step(state, x.to(real), delta, A, B, C, zoh)
+    return _skip_and_gate(y, x, D, z).to(x.dtype), h
+
+
 def _final(states: list[Tensor], sequence: Tensor | None, sequences: int) -> Tensor:
     """Of the states (l + 1 of (b, d, n)) those after the last step, or after every sequence's last."""
     if sequence is None or sequences == 0 or len(states) == 1:
@@ -241,3 +254,10 @@ def _check(
     given.parameter("dt_bias", dt_bias, "d", optional=True)
     given.parameter(state_name, state, "b d n", optional=state_name != "state", may_be_complex=is_complex)
     return given
+
+
+runtime.register(
+    "selective_state_update",
+    triton="ssmcourse.kernels.state_update.triton_selective:selective_state_update",
+    reference=_one_step,
+)

@@ -405,12 +405,3 @@ def assert_launches(made: dict[str, Tensor], options: dict[str, Any]) -> None:
 
 
 TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
-
-
-@pytest.mark.slow
-def test_compiles_without_a_problem():
-    from ssmcourse.kernels.compiling import compile_all
-
-    results = compile_all(["ssd"])
-    assert len(results) > 100
-    assert not [f"{r.name} {r.target}: {p}" for r in results for p in r.problems if "spills" not in p]

@@ -590,3 +590,14 @@ def test_a_plan_reads_the_options():
     assert command.names(None) == list(OPERATORS)
     with pytest.raises(WrongCall):
         command.plan(None, None, ["1,2,3"], quick=False, memory=True)
+
+
+def test_static_shows_the_stored_table_of_kernels(run):
+    code, out, _ = run("ssd_state_update", "--static")
+    assert code == 0
+    *rows, last = out.splitlines()
+    assert {row.split()[0] for row in rows[1:]} == {"ssd_state_update"}
+    assert last.startswith("Compiled on ")
+    code, _, err = run("nope", "--static")
+    assert code == 2
+    assert "--static: got 'nope', expected one of causal_conv1d, " in " ".join(err.split())

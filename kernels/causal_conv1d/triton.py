@@ -54,6 +54,7 @@ class Tile(NamedTuple):
 _INTERPRETED = runtime.triton_mode() == "interpreted"
 FORWARD = Tile(16, 8) if _INTERPRETED else Tile(512, 32)
 BACKWARD = Tile(16, 8) if _INTERPRETED else Tile(512, 32)
+BACKWARD_WARPS = 8  # with 4, some of its numbers find no register
 AHEAD = 4  # lines of x that a thread asks for before it needs the first
 WIDEST = 32  # taps: the window and the sums of the gradient are in registers
 
@@ -298,7 +299,9 @@ def gradient(
     partial = weight.new_empty(grid[0], w + 1, d)
     strides = (*dy.stride()[:2], *x.stride()[:2])
     with on_device(x):
-        backward_kernel[grid](dy, x, *given, dx, dstate, partial, l, d, *strides, W=w, SILU=silu, **tile)
+        backward_kernel[grid](
+            dy, x, *given, dx, dstate, partial, l, d, *strides, W=w, SILU=silu, **tile, num_warps=BACKWARD_WARPS
+        )  # fmt: skip
     total = partial.sum(0)  # in one order, whatever the order in which programs ran
     found = [dx, total[:w].T.contiguous(), total[w].clone(), dstate]
     return [g for g, given in zip(found, (x, weight, bias, initial_state), strict=True) if given is not None]
@@ -365,7 +368,10 @@ def compilations() -> Iterator[Compilation]:
                 constexprs |= {n: None for n in kernel.arg_names if n in OPTIONAL}
             signature = {n: type_of(n, dtype) for n in kernel.arg_names if n not in constexprs}
             label = f"{dtype} w={w}{' packed' if full else ''}{f' d={d}' if d else ''}"
-            yield Compilation(f"causal_conv1d.{kernel.__name__} {label}", kernel, signature, constexprs)
+            warps = BACKWARD_WARPS if kernel is backward_kernel else 4
+            yield Compilation(
+                f"causal_conv1d.{kernel.__name__} {label}", kernel, signature, constexprs, warps
+            )
 
 
 def type_of(name: str, dtype: str) -> str:

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     configurations: list[triton.Config]  # the first is the choice without tuning
 
 
-Planner = Callable[[bool, bool, bool, int], Plan]  # (zoh, packed, constant B or C, bytes of a number)
+Planner = Callable[[bool, bool, bool, int, int], Plan]  # (zoh, packed, constant B or C, n, bytes of a number)
 
 
 def read(
@@ -48,7 +48,7 @@ def read(
     (_, l, d), n = x.shape, A.shape[1]
     groups_B, groups_C = (M.shape[2] if M.ndim == 4 else 1 for M in (B, C))
     groups = math.lcm(groups_B, groups_C)
-    numbers, _ = plan(zoh, sequence is not None, 2 in (B.ndim, C.ndim), A.element_size())
+    numbers, _ = plan(zoh, sequence is not None, 2 in (B.ndim, C.ndim), A.shape[1], A.element_size())
     N, block_d = tile_of_states(n, d // groups, numbers)
     rows = {"x": _evenly_spaced(x), "dt": _evenly_spaced(dt), "z": None if z is None else _evenly_spaced(z)}
     return Given(
@@ -126,7 +126,7 @@ def tuned(configurations: list[triton.Config], plan: Planner) -> Callable[[Any],
         given = {**arguments, **constants}
         constant = not (given["B_MOVES"] and given["C_MOVES"])
         packed, size = given["sequence_ptr"] is not None, given["A_ptr"].element_size()
-        return plan(given["ZOH"], packed, constant, size).configurations
+        return plan(given["ZOH"], packed, constant, given["n"], size).configurations
 
     usable = configurations if runtime.triton_mode() == "compiled" else configurations[:1]
     return triton.autotune(
@@ -155,7 +155,7 @@ def compilations(name: str, kernel: Any, plan: Planner) -> Iterator[Compilation]
         ("B and C constant, nothing optional", "bf16", 16, sizes | bare, False, False),
     ):
         packed = "sequence_ptr" not in constants
-        numbers, configurations = plan(zoh, packed, not moves, 8 if dtype == "fp64" else 4)
+        numbers, configurations = plan(zoh, packed, not moves, n, 8 if dtype == "fp64" else 4)
         N, block_d = tile_of_states(n, 1536, numbers)
         options = {"B_MOVES": moves, "C_MOVES": moves, "SOFTPLUS": True, "ZOH": zoh, "CHUNK": 64}
         options |= {"N": N, "BLOCK_D": block_d}

@@ -55,14 +55,17 @@ from ssmcourse.kernels.selective_scan.triton_steps import (
 )
 
 FEWEST_STEPS = 4 if runtime.triton_mode() == "interpreted" else 2  # divides CHUNK
-CONFIGURATIONS = [triton.Config({"STEPS": FEWEST_STEPS}, num_warps=warps) for warps in (1, 2)]
+CONFIGURATIONS = [triton.Config({"STEPS": FEWEST_STEPS}, num_warps=warps) for warps in (2, 1)]
 
 
-def plan(zoh: bool, packed: bool, constant: bool, size: int) -> Plan:
-    """8 numbers a thread, as several such tiles are needed at once; or half, for whatever else takes registers."""
-    tight = (zoh and packed) or size == 8
-    numbers = 128 if zoh or packed or constant else 256
-    return Plan(numbers * 4 // size, CONFIGURATIONS[1:] if tight else CONFIGURATIONS)
+def plan(zoh: bool, packed: bool, constant: bool, n: int, size: int) -> Plan:
+    """4 numbers a thread, as several such tiles are needed at once; or half, where more takes registers."""
+    tight = zoh or packed or n > 32
+    configurations = CONFIGURATIONS[1:] if packed and not zoh else CONFIGURATIONS
+    return Plan(
+        (128 if tight else 256) * 4 // size,
+        configurations[:1] if tight or constant or size == 8 else configurations,
+    )
 
 
 @tuned(CONFIGURATIONS, plan)

@@ -53,7 +53,7 @@ CONFIGURATIONS = [
 ]
 
 
-def plan(zoh: bool, packed: bool, constant: bool, size: int) -> Plan:
+def plan(zoh: bool, packed: bool, constant: bool, n: int, size: int) -> Plan:
     """16 numbers a thread, 8 where much else is in registers."""
     numbers = 512 if zoh and packed else 1024
     return Plan(numbers if size == 4 else numbers // 4, CONFIGURATIONS)

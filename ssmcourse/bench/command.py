@@ -35,11 +35,12 @@ def static(stored: dict[str, Any], operator: str | None) -> str:
     """
     from ssmcourse.kernels.compiling import Compiled, table
 
-    rows = [Compiled(**row) for row in stored["compiled"]]
-    known = sorted({row.name.partition(".")[0] for row in rows})
+    rows = [Compiled(**row | {"problems": tuple(row["problems"])}) for row in stored["compiled"]]
+    of = {row: row.name.split()[0].partition(".")[0] for row in rows}
+    known = sorted(set(of.values()))
     if operator and operator not in known:
         raise WrongCall(f"--static: got {operator!r}, expected one of {', '.join(known)}.")
-    shown = [row for row in rows if operator in (None, row.name.partition(".")[0])]
+    shown = [row for row in rows if operator in (None, of[row])]
     return f"{table(shown)}\nCompiled on {stored['date']} by triton {stored['triton']}; `make kernels` does it again."
 
 

@@ -48,12 +48,10 @@ def test_what_would_disappoint_on_a_gpu_is_noticed(disappointing, target):
 
 @pytest.mark.parametrize(("target", "instruction"), [("sm_80", "mma.sync bf16"), ("sm_90", "wgmma.mma bf16")])
 def test_tensor_core_code_is_found(disappointing, target, instruction):
-    row = disappointing[1]["right", target]
+    row, tile = disappointing[1]["right", target], 2 * 64 * 32
     assert row["tensor_cores"] == instruction
     assert row["stored"] == 4 * 64 * 64
-    assert row["loaded"] == 2 * 2 * 64 * 32 * (
-        row["loaded"] // (2 * 2 * 64 * 32)
-    )  # whole tiles, once a stage
+    assert row["loaded"] in (2 * tile, 3 * tile, 4 * tile)  # twice what the loop asks for ahead of its use
     assert 16 < row["registers"] < 256
     assert 0 < row["occupancy"] <= 1
 

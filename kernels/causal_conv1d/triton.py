@@ -29,7 +29,6 @@ Elements moved for one of x's: forward 2 + (w - 1) / STEPS; backward 3 + 3 (w - 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -41,7 +40,8 @@ from torch import Tensor
 from ssmcourse.kernels import runtime
 from ssmcourse.kernels.causal_conv1d import operator
 from ssmcourse.kernels.compiling import Compilation
-from ssmcourse.kernels.selective_scan.triton_steps import sigmoid
+from ssmcourse.kernels.launching import contiguous, on_device_of
+from ssmcourse.kernels.triton_math import sigmoid
 
 
 class Tile(NamedTuple):
@@ -197,7 +197,7 @@ def forward(
     x, y = _lines(x), torch.empty_like(x, memory_format=torch.contiguous_format)
     given = map(contiguous, (weight, bias, initial_state, seq_idx))
     grid, tile = _plan(FORWARD, x, w)
-    with on_device(x):
+    with on_device_of(x):
         forward_kernel[grid](x, *given, y, l, d, *x.stride()[:2], W=w, SILU=silu, AHEAD=AHEAD, **tile)
     return y
 
@@ -298,7 +298,7 @@ def gradient(
     grid, tile = _plan(BACKWARD, x, w)
     partial = weight.new_empty(grid[0], w + 1, d)
     strides = (*dy.stride()[:2], *x.stride()[:2])
-    with on_device(x):
+    with on_device_of(x):
         backward_kernel[grid](
             dy, x, *given, dx, dstate, partial, l, d, *strides, W=w, SILU=silu, **tile, num_warps=BACKWARD_WARPS
         )  # fmt: skip
@@ -339,14 +339,6 @@ def _lines(x: Tensor) -> Tensor:
     """Channels next to each other; rows and steps may be apart, as where x is a slice of a projection."""
     x = x.detach()
     return x if x.stride(2) == 1 else x.contiguous()
-
-
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().contiguous()
-
-
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 OPTIONAL = ("bias_ptr", "state_ptr", "seq_ptr", "dstate_ptr")

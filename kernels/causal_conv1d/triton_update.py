@@ -28,15 +28,14 @@ from torch import Tensor
 
 from ssmcourse.kernels import registration
 from ssmcourse.kernels.causal_conv1d.triton import (
-    contiguous,
-    on_device,
     refuse_wide,
     taps_of,
     type_of,
     weighted_sum,
 )
 from ssmcourse.kernels.compiling import Compilation
-from ssmcourse.kernels.selective_scan.triton_steps import sigmoid
+from ssmcourse.kernels.launching import contiguous, on_device_of
+from ssmcourse.kernels.triton_math import sigmoid
 
 
 @triton.jit
@@ -69,7 +68,7 @@ def forward(
     y, new = _fake(x, state)
     given = map(contiguous, (x, state, weight, bias))
     block_d = min(256, triton.next_power_of_2(d))
-    with on_device(x):
+    with on_device_of(x):
         update_kernel[b, triton.cdiv(d, block_d)](*given, y, new, d, W=w, SILU=silu, BLOCK_D=block_d)
     return y, new
 

@@ -27,7 +27,6 @@ sums. FLOPs for one: about 10 forward, 30 backward.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +37,8 @@ from torch import Tensor
 
 from ssmcourse.kernels import registration
 from ssmcourse.kernels.compiling import Compilation
-from ssmcourse.kernels.selective_scan.triton_steps import sigmoid
+from ssmcourse.kernels.launching import on_device_of
+from ssmcourse.kernels.triton_math import sigmoid
 
 SCHEMA = "Tensor x, Tensor weight, Tensor? z, float eps, int group_size, bool norm_first"
 WIDEST = 8192  # channels of a group
@@ -135,7 +135,7 @@ def forward(
     y, r = _fake(x, weight, z, eps, group_size, norm_first)
     x, z, d = _rows(x), None if z is None else _rows(z), x.shape[-1]
     rows, block_n, warps = _sizes(group_size)
-    with _on(x):
+    with on_device_of(x):
         forward_kernel[triton.cdiv(len(x), rows), d // group_size](
             x, z, weight.detach().contiguous(), y, r, len(x), d, x.stride(0), 0 if z is None else z.stride(0),
             N=group_size, EPS=eps, NORM_FIRST=norm_first, ROWS=rows, BLOCK_N=block_n, num_warps=warps,
@@ -159,7 +159,7 @@ def gradient(
     x, z, d = _rows(x), None if z is None else _rows(z), x.shape[-1]
     rows, block_n, warps = _sizes(group_size)
     partial = weight.new_empty(triton.cdiv(len(x), WALK), d)
-    with _on(x):
+    with on_device_of(x):
         backward_kernel[len(partial), d // group_size](
             upstream[0].detach().contiguous(), x, z, weight.detach().contiguous(), outputs[1], dx, dz, partial,
             len(x), d, x.stride(0), 0 if z is None else z.stride(0),
@@ -195,10 +195,6 @@ def _rows(x: Tensor) -> Tensor:
     x = x.detach()
     x = x if x.stride(-1) == 1 else x.contiguous()
     return x.reshape(-1, x.shape[-1])
-
-
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def compilations() -> Iterator[Compilation]:

@@ -32,7 +32,6 @@ therefore walked step by step with its true state.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +42,7 @@ from torch import Tensor
 
 from ssmcourse.kernels import runtime
 from ssmcourse.kernels.compiling import Compilation
+from ssmcourse.kernels.launching import on_device_of
 from ssmcourse.kernels.linear_scan import operator
 
 # The interpreter runs every lane of a scan in Python: small blocks there.
@@ -320,7 +320,7 @@ def one_pass(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool, dtype: 
     kernel = complex_scan_kernel if b.is_complex() else scan_kernel
     h = b.new_empty(b.shape, dtype=dtype)
     sizes = _one_pass_sizes(d)
-    with _on(b):
+    with on_device_of(b):
         kernel[rows, triton.cdiv(d, sizes["BLOCK_D"])](
             *map(_plain, (a, b, initial_state, h)), l, d, REVERSE=reverse, **sizes
         )
@@ -338,7 +338,7 @@ def three_phases(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool, dty
     sizes = _walk_sizes(d, many)
     grid = (rows * triton.cdiv(many, sizes["CHUNKS"]), triton.cdiv(d, sizes["BLOCK_D"]))
     block_d = min(32, triton.next_power_of_2(d))
-    with _on(h):
+    with on_device_of(h):
         ends_kernel[grid](a, b, gate, end, l, d, **options, **sizes)
         pass_kernel[rows, triton.cdiv(d, block_d)](
             a, b, gate, end, initial_state, l, d, **options, BLOCK_D=block_d, num_warps=1
@@ -360,10 +360,6 @@ def _plain(tensor: Tensor) -> Tensor:
     """Contiguous and real: a complex tensor as pairs of reals."""
     tensor = tensor.detach().contiguous()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def compilations() -> Iterator[Compilation]:

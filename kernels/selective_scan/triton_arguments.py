@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -184,8 +182,3 @@ def _type(argument: str, dtype: str) -> str:
         return "*i64"
     half = name in ("x", "dt", "B", "C", "z", "y", "dy", "dx", "ddt", "dz") or dtype == "fp64"
     return f"*{dtype}" if half else "*fp32"
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current GPU, which may be another one than x's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -34,8 +34,9 @@ from torch import Tensor
 
 from ssmcourse.kernels import runtime
 from ssmcourse.kernels.compiling import Compilation
+from ssmcourse.kernels.launching import on_device_of
 from ssmcourse.kernels.selective_scan import triton_arguments
-from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, Plan, on_device_of, read, tuned
+from ssmcourse.kernels.selective_scan.triton_arguments import CHUNK, Plan, read, tuned
 from ssmcourse.kernels.selective_scan.triton_forward import scan
 from ssmcourse.kernels.selective_scan.triton_steps import (
     at_step,
@@ -47,12 +48,12 @@ from ssmcourse.kernels.selective_scan.triton_steps import (
     read_steps,
     replay,
     retreat,
-    sigmoid,
     step_of,
     step_size,
     with_step,
     write_block,
 )
+from ssmcourse.kernels.triton_math import sigmoid
 
 FEWEST_STEPS = 4 if runtime.triton_mode() == "interpreted" else 2  # divides CHUNK
 CONFIGURATIONS = [triton.Config({"STEPS": FEWEST_STEPS}, num_warps=warps) for warps in (2, 1)]

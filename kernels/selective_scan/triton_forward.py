@@ -30,8 +30,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ssmcourse.kernels.compiling import Compilation
+from ssmcourse.kernels.launching import on_device_of
 from ssmcourse.kernels.selective_scan import triton_arguments
-from ssmcourse.kernels.selective_scan.triton_arguments import Plan, empty, on_device_of, read, refuse, tuned
+from ssmcourse.kernels.selective_scan.triton_arguments import Plan, empty, read, refuse, tuned
 from ssmcourse.kernels.selective_scan.triton_steps import (
     advance,
     at_step,
@@ -40,12 +41,12 @@ from ssmcourse.kernels.selective_scan.triton_steps import (
     read_parameters,
     read_start,
     read_steps,
-    sigmoid,
     step_of,
     step_size,
     with_step,
     write_block,
 )
+from ssmcourse.kernels.triton_math import sigmoid
 
 # STEPS divides CHUNK.
 CONFIGURATIONS = [

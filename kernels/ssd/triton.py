@@ -10,10 +10,8 @@ which costs less than to keep them. Whatever chunk size the caller named, a chun
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssmcourse.kernels.launching import on_device_of
 from ssmcourse.kernels.ssd import operator, triton_backward, triton_backward_groups, triton_forward
 from ssmcourse.kernels.ssd.triton_tiles import (
     CHUNK,
@@ -157,11 +156,6 @@ def launch(given: Given, kernel: Any, grid: tuple[int, ...], *arguments: Any, **
         constants |= configuration(kernel, given.multiplied)
     with on_device_of(given.x):
         kernel[grid](*arguments, **constants)
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current GPU, which may be another one than x's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache

@@ -22,10 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ssmcourse.kernels.compiling import Compilation
+from ssmcourse.kernels.launching import contiguous, on_device_of
 from ssmcourse.kernels.registration import register
 from ssmcourse.kernels.selective_scan import triton_backward
-from ssmcourse.kernels.selective_scan.triton_arguments import on_device_of, refuse, tile_of_states
-from ssmcourse.kernels.selective_scan.triton_steps import advance, place, sigmoid, step_size
+from ssmcourse.kernels.selective_scan.triton_arguments import refuse, tile_of_states
+from ssmcourse.kernels.selective_scan.triton_steps import advance, place, step_size
+from ssmcourse.kernels.triton_math import sigmoid
 
 STATES = 512  # numbers in a program's tile of states: small, since one row has to fill the GPU
 WARPS = 2
@@ -87,7 +89,7 @@ def update(
         return y, new
     groups = math.lcm(B.shape[1], C.shape[1])
     N, block_d = tile_of_states(n, d // groups, STATES * 4 // A.element_size())
-    given = [None if t is None else t.contiguous() for t in (state, x, dt, A, B, C, D, z, dt_bias)]
+    given = [contiguous(t) for t in (state, x, dt, A, B, C, D, z, dt_bias)]
     with on_device_of(x):
         selective_update_kernel[(b * groups * triton.cdiv(d // groups, block_d),)](
             *given, y, new, d, n, groups, B.shape[1], C.shape[1],

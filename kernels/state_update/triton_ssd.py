@@ -22,9 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssmcourse.kernels.launching import contiguous, on_device_of
 from ssmcourse.kernels.registration import register
-from ssmcourse.kernels.selective_scan.triton_steps import sigmoid, softplus
 from ssmcourse.kernels.ssd import triton as scan
+from ssmcourse.kernels.triton_math import sigmoid, softplus
 
 BLOCK_P, BLOCK_N, WARPS = 16, 128, 4
 
@@ -93,8 +94,8 @@ def update(
         return y.zero_(), new
     scan.refuse(x[:, None], state, B[:, None])
     block_p, block_n = min(BLOCK_P, triton.next_power_of_2(p)), min(BLOCK_N, triton.next_power_of_2(n))
-    given = [None if t is None else t.contiguous() for t in (state, x, dt, A, B, C, D, z, dt_bias)]
-    with scan.on_device_of(x):
+    given = [contiguous(t) for t in (state, x, dt, A, B, C, D, z, dt_bias)]
+    with on_device_of(x):
         ssd_update_kernel[(b, h, triton.cdiv(p, block_p))](
             *given, y, new, h, g, SOFTPLUS=dt_softplus, LOW=low, HIGH=high, N=n, P=p,
             BLOCK_N=block_n, BLOCK_P=block_p, num_warps=WARPS,

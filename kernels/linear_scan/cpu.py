@@ -23,9 +23,9 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from torch import Tensor
 
-from ssmcourse.kernels.arrays import as_array, narrow, widen
+from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
 from ssmcourse.kernels.linear_scan import operator
-from ssmcourse.kernels.memory import LARGE, LINE, empty
+from ssmcourse.kernels.memory import LARGE, LINE
 from ssmcourse.kernels.threads import native, run
 
 NARROW = 8  # up to so many channels, one chain of products and sums after another beats SIMD over channels
@@ -192,7 +192,7 @@ def _through(a, x, decay, local, begin, end, reverse, gradient):
 def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
     """h of `linear_scan`, for a and b (b, l, d) of one dtype, and the initial state (b, d) in that computed in."""
     gates, x, first = _gates(a), as_array(b), as_array(initial_state)
-    h = empty(x.shape, x.dtype)
+    result, h = empty(x.shape, b.dtype)
     rows, pieces, blocks = _plan(*x.shape)
     kernel = _kernel(x, blocks)
     first = first.copy() if kernel is _scan_half else first  # which writes to it
@@ -208,7 +208,7 @@ def scan(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool) -> Tensor:
         return state if kernel is _scan_half else h[:, piece[0] if reverse else piece[1] - 1]
 
     _pass(jobs, leaving, gates, x, first, rows, pieces, reverse, gradient=False)
-    return _tensor(h, b.dtype)
+    return result
 
 
 def _kernel(x: np.ndarray, blocks: list[Range]) -> Callable[..., None]:
@@ -228,7 +228,7 @@ def gradient(
     nothing = np.zeros_like(first)
     wider = h.dtype != initial_state.dtype  # a half h
     first = as_array(initial_state.to(h.dtype)) if wider else first
-    da, db = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
+    (da_tensor, da), (db_tensor, db) = empty(x.shape, h.dtype), empty(x.shape, h.dtype)
     rows, pieces, blocks = _plan(*x.shape)
 
     def jobs(piece: Range, carry: np.ndarray) -> list[tuple]:
@@ -243,7 +243,6 @@ def gradient(
         return carry
 
     carry = _pass(jobs, leaving, gates, x, nothing, rows, pieces, not reverse, gradient=True)
-    da_tensor, db_tensor = _tensor(da, h.dtype), _tensor(db, h.dtype)
     if wider:  # than what the kernel was given
         entry = -1 if reverse else 0
         da_tensor[:, entry] = db_tensor[:, entry] * initial_state
@@ -335,12 +334,6 @@ def _gates(a: Tensor) -> np.ndarray:
     """a without the copies that expanding made: (b or 1, l or 1, d)."""
     a = a[:1] if a.stride(0) == 0 else a
     return as_array(a[:, :1] if a.stride(1) == 0 else a)
-
-
-def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """The tensor that `as_array` would show as this array."""
-    tensor = torch.from_numpy(array)
-    return tensor if tensor.dtype == dtype else tensor.view(dtype)
 
 
 def _of(gates: np.ndarray, rows: slice) -> np.ndarray:

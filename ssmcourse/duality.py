@@ -125,7 +125,9 @@ def ssd(
     core = runtime.choose("ssd", backend, x.device.type)
     if x.numel() == 0 or B.numel() == 0:
         core = _in_torch(_chunked)  # nothing to compute, but shapes and a graph to make
-    dt, log_a, skip, state = _prepare(dt, A, D, dt_bias, initial_state, dt_softplus, dt_limit, x.shape[-2:])
+    A, skip, dt_bias = _parameters(dt, A, D, dt_bias, initial_state, x.shape[-2:])
+    state = None if initial_state is None else initial_state.to(A.dtype)
+    dt, log_a = _steps(dt, A, dt_bias, dt_softplus, *dt_limit)
     sequences = (len(x) if seq_idx is None else packing.count(seq_idx)) if return_final_state else 0
     y, final = core(x, dt, log_a, B, C, skip, z, state, seq_idx, sequences, chunk_size)
     return (y, final) if return_final_state else y
@@ -159,13 +161,9 @@ def ssd_state_update(
     Cost: O(b h p n). Source: Dao & Gu 2024, eq. 1.
     """
     _check("b", x, dt, A, B, C, D, z, dt_bias, dt_limit, state=state)
-    dtype = working_dtype(dt, A, D, dt_bias, state)
-    skip = None if D is None else _for_channels(D, x.shape[-2:]).to(dtype)
-    bias = None if dt_bias is None else dt_bias.to(dtype)
+    A, skip, dt_bias = _parameters(dt, A, D, dt_bias, state, x.shape[-2:])
     step = runtime.choose("ssd_state_update", "auto", x.device.type) if x.numel() else _one_step
-    low, high = map(float, dt_limit)
-    y, after = step(state.to(dtype), x, dt, A.to(dtype), B, C, skip, z, bias, dt_softplus, low, high)
-    return y, after
+    return step(state.to(A.dtype), x, dt, A, B, C, skip, z, dt_bias, dt_softplus, *map(float, dt_limit))
 
 
 # --- The three algorithms -------------------------------------------------------------------------
@@ -296,10 +294,10 @@ def _one_step(
     low: float,
     high: float,
 ) -> tuple[Tensor, Tensor]:
-    dt, log_a, skip, before = _prepare(dt, A, D, dt_bias, state, dt_softplus, (low, high), x.shape[-2:])
+    dt, log_a = _steps(dt, A, dt_bias, dt_softplus, low, high)
     sequence = (t[:, None] for t in (x, dt, log_a, B, C))
     gate = None if z is None else z[:, None]
-    y, after = _in_torch(_recurrence)(*sequence, skip, gate, before, None, len(x), 1)
+    y, after = _in_torch(_recurrence)(*sequence, D, gate, state, None, len(x), 1)
     return y[:, 0], after
 
 
@@ -322,32 +320,28 @@ runtime.register(
 # --- Arguments ------------------------------------------------------------------------------------
 
 
-def _for_channels(D: Tensor, heads: torch.Size) -> Tensor:
-    """D (h,) or (h, p) as (h, p)."""
-    return D if D.ndim == 2 else D[:, None].expand(heads)
-
-
-def _prepare(
-    dt: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor | None,
-    dt_softplus: bool,
-    dt_limit: tuple[float, float],
-    heads: torch.Size,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The steps used, the logarithms of the decays, D for every channel, and the state: in the dtype computed in."""
+def _parameters(
+    dt: Tensor, A: Tensor, D: Tensor | None, dt_bias: Tensor | None, state: Tensor | None, heads: torch.Size
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A, D for every channel, and dt_bias, in the dtype computed in."""
     dtype = working_dtype(dt, A, D, dt_bias, state)
-    dt = dt.to(dtype)
+    if D is not None and D.ndim == 1:
+        D = D[:, None].expand(heads)
+    D, dt_bias = (None if v is None else v.to(dtype) for v in (D, dt_bias))
+    return A.to(dtype), D, dt_bias
+
+
+def _steps(
+    dt: Tensor, A: Tensor, dt_bias: Tensor | None, dt_softplus: bool, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """The steps used, and the logarithms of the decays."""
+    dt = dt.to(A.dtype)
     if dt_bias is not None:
-        dt = dt + dt_bias.to(dtype)
+        dt = dt + dt_bias
     if dt_softplus:
         dt = softplus(dt, threshold=40)  # beyond, softplus(x) is x in float64 too
-    dt = dt.clamp(*dt_limit)
-    if D is not None:
-        D = _for_channels(D, heads).to(dtype)
-    return dt, dt * A.to(dtype), D, None if state is None else state.to(dtype)
+    dt = dt.clamp(low, high)
+    return dt, dt * A
 
 
 def _check(

@@ -139,8 +139,7 @@ def selective_state_update(
     D, dt_bias = (None if v is None else v.to(real) for v in (D, dt_bias))
     in_torch = dtype.is_complex or not x.numel()
     step = _one_step if in_torch else runtime.choose("selective_state_update", "auto", x.device.type)
-    y, h = step(state.to(dtype), x, dt, A.to(dtype), B, C, D, z, dt_bias, dt_softplus, b_disc == "zoh")
-    return y, h
+    return step(state.to(dtype), x, dt, A.to(dtype), B, C, D, z, dt_bias, dt_softplus, b_disc == "zoh")
 
 
 # --- The definition ---------------------------------------------------------------------------
@@ -226,6 +225,11 @@ _TRITON = "ssmcourse.kernels.selective_scan.triton:selective_scan"
 runtime.register("selective_scan", cpu=_CPU, triton=_TRITON, reference=_by_definition)
 # Triton has no complex numbers: then "auto" must find another on a GPU.
 runtime.register("selective_scan of complex A", cpu=_CPU, reference=_by_definition)
+runtime.register(
+    "selective_state_update",
+    triton="ssmcourse.kernels.state_update.triton_selective:selective_state_update",
+    reference=_one_step,
+)
 
 
 def _dtypes(
@@ -254,10 +258,3 @@ def _check(
     given.parameter("dt_bias", dt_bias, "d", optional=True)
     given.parameter(state_name, state, "b d n", optional=state_name != "state", may_be_complex=is_complex)
     return given
-
-
-runtime.register(
-    "selective_state_update",
-    triton="ssmcourse.kernels.state_update.triton_selective:selective_state_update",
-    reference=_one_step,
-)

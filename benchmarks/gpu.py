@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import record
 import torch
@@ -102,10 +103,8 @@ class Machine:
         """Gigabytes a second of a copy (read and written), and teraflops of bfloat16 matrix products."""
         size, side = (1 << 16, 64) if self.rehearsal else (1 << 28, 8192)
         source = torch.empty(size, device=self.device)
-        target, a = (
-            torch.empty_like(source),
-            torch.randn(side, side, device=self.device, dtype=torch.bfloat16),
-        )
+        target = torch.empty_like(source)
+        a = torch.randn(side, side, device=self.device, dtype=torch.bfloat16)
         ms = self.medians({"copy": lambda: target.copy_(source), "matmul": lambda: a @ a})
         return {"copy_GB_s": 8e-6 * size / ms["copy"], "matmul_TFLOP_s": 2e-9 * side**3 / ms["matmul"]}
 
@@ -136,7 +135,7 @@ def peers(case: Case, inputs: dict[str, Tensor]) -> Iterator[tuple[str, Run, boo
         with contextlib.suppress(ImportError):
             conv = importlib.import_module("causal_conv1d").causal_conv1d_fn
             x = i["x"].mT.contiguous()
-            yield "causal-conv1d", lambda: conv(x, i["weight"], None, activation="silu").mT, True
+            yield "causal-conv1d", lambda: conv(x, i["weight"]).mT, True
     if case.operator == "selective_scan":
         with contextlib.suppress(ImportError):
             scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
@@ -213,18 +212,11 @@ def tests(machine: Machine) -> dict[str, Any]:
     folder = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "tests/kernels",
-            "-k",
-            "triton or numba_cuda",
-            f"--junitxml={report}",
-        ]
-        subprocess.run(command, cwd=folder, env=environment, check=False)
-        root = importlib.import_module("xml.etree.ElementTree").parse(report).getroot()
+        asked = ["tests/kernels", "-k", "triton or numba_cuda", f"--junitxml={report}"]
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *asked], cwd=folder, env=environment, check=False
+        )
+        root = ElementTree.parse(report).getroot()
     suite = root if root.tag == "testsuite" else root[0]
     return {key: int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped")}
 

@@ -8,6 +8,7 @@ show nowhere else, is an error: see `_problems`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -103,9 +104,10 @@ def kernels_of(module: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compilations() -> list[Compilation]:
+@functools.cache
+def compilations() -> tuple[Compilation, ...]:
     """All of all modules, in a fixed order."""
-    return [c for module in modules() if hasattr(module, "compilations") for c in module.compilations()]
+    return tuple(c for module in modules() if hasattr(module, "compilations") for c in module.compilations())
 
 
 def uncompiled() -> list[str]:

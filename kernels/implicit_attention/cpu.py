@@ -19,9 +19,7 @@ from ssmcourse.kernels.threads import native, run
 
 TILE = 256  # columns; 16 states of them are 16 kB
 LANES = 16  # the inner loop ends on a multiple, or its rest would be done one by one
-PARALLEL_FROM = (
-    1 << 24
-)  # products, 2 ms; below, torch's threads, which spin after their own work, are in the way
+PARALLEL_FROM = 1 << 24  # products, 2 ms; below, torch's threads are in the way, which spin after their work
 
 
 # --- Kernels ----------------------------------------------------------------------------------

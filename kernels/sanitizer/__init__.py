@@ -116,8 +116,7 @@ def _run(machine: Machine, kernel: Callable[..., None], arguments: list[Any]) ->
 def _dim(name: str, size: Size, at_most: int) -> Dim:
     sizes = (size,) if isinstance(size, int | np.integer) else tuple(size)
     good = 1 <= len(sizes) <= 3 and all(isinstance(n, int | np.integer) and n >= 1 for n in sizes)
-    total = int(np.prod([int(n) for n in sizes], dtype=object)) if good else 0
-    if not good or total > at_most:
+    if not good or math.prod(map(int, sizes)) > at_most:
         raise ValueError(
             f"{name}: got {size!r}, expected 1 to 3 integers of 1 or more, {at_most:,} in all at most"
         )

@@ -69,9 +69,7 @@ class Thread:
     clock: Clock
     coroutine: greenlet
     phase: int = 0  # barriers passed
-    met: int = (
-        0  # times that it met others, at barriers and in warp operations: those who meet have the same number
-    )
+    met: int = 0  # times that it met others, at barriers or in warp operations; the same for those who meet
     accesses: int = 0
     wrote: bool = False  # in this turn
     touched: set[Hashable] = field(default_factory=set)  # elements, in this turn
@@ -116,10 +114,9 @@ class Machine:
                 for threads in resident:
                     self._turn(threads)
                 self._notice_idling(resident)
-                for threads in resident:
-                    if all(t.finished for t in threads):
-                        self.shared.pop(threads[0].block, None)
-                resident = [threads for threads in resident if not all(t.finished for t in threads)]
+                for threads in [threads for threads in resident if all(t.finished for t in threads)]:
+                    self.shared.pop(threads[0].block, None)
+                    resident.remove(threads)
                 resident += [
                     self._start(number) for number in itertools.islice(starting, at_once - len(resident))
                 ]

@@ -227,7 +227,7 @@ class _Watch:
                 wanted &= ~(lanes & ~good)
             elements = offsets[good] // argument.itemsize
             self._count(access, argument, len(np.unique(elements)) * itemsize, program, elements, place)
-            self._race(access, argument, elements, program, place, None if values is None else values, good)
+            self._race(access, argument, elements, program, place, values, good)
         return plain, wanted
 
     def _note_grid(self) -> None:

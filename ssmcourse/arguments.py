@@ -22,6 +22,8 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
+FLOATING_OR_COMPLEX = FLOATING + COMPLEX
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 COMPLEX_OF = {
     torch.float16: torch.complex64,
     torch.bfloat16: torch.complex64,
@@ -55,7 +57,7 @@ class Arguments:
             self.dtype, self.device, self.first = tensor.dtype, tensor.device, name
         else:
             wanted = COMPLEX_OF[self.dtype] if is_complex else self.dtype
-            tensor = self._tensor(name, value, (wanted,), f"{wanted} to go with {self.first} ({self.dtype})")
+            tensor = self._tensor(name, value, (wanted,))
         self._shape(name, tensor, shapes)
 
     def parameter(
@@ -64,18 +66,17 @@ class Arguments:
         """A, D, dt_bias, states, ...: any floating dtype, float32 beside half activations say."""
         if value is None and optional:
             return
-        expected = FLOATING + COMPLEX if may_be_complex else FLOATING
-        tensor = self._tensor(
-            name, value, expected, "a floating or complex one" if may_be_complex else "a floating one"
-        )
+        dtypes, expected = FLOATING, "a floating one"
+        if may_be_complex:
+            dtypes, expected = FLOATING_OR_COMPLEX, "a floating or complex one"
+        tensor = self._tensor(name, value, dtypes, expected)
         self._shape(name, tensor, shapes)
 
     def integers(self, name: str, value: Any, *shapes: str, optional: bool = False) -> None:
         """seq_idx, ...: any integer dtype."""
         if value is None and optional:
             return
-        integral = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-        tensor = self._tensor(name, value, integral, "an integer one")
+        tensor = self._tensor(name, value, INTEGERS, "an integer one")
         self._shape(name, tensor, shapes)
 
     def at_least_one(self, letter: str) -> None:
@@ -83,12 +84,14 @@ class Arguments:
         if self.sizes[letter] < 1:
             raise ValueError(f"{self.source[letter]}: got {letter}=0, expected {letter} of 1 or more")
 
-    def _tensor(self, name: str, value: Any, dtypes: tuple[torch.dtype, ...], expected: str) -> Tensor:
+    def _tensor(self, name: str, value: Any, dtypes: tuple[torch.dtype, ...], expected: str = "") -> Tensor:
+        """The value, once it is a tensor of one of these dtypes; `expected`: what to call them, if not the first's."""
         if not isinstance(value, Tensor):
             raise ValueError(f"{name}: got {type(value).__name__}, expected a torch tensor")
         if value.layout != torch.strided:
             raise ValueError(f"{name}: got a tensor of layout {value.layout}, expected a dense (strided) one")
         if value.dtype not in dtypes:
+            expected = expected or f"{dtypes[0]} to go with {self.first} ({self.dtype})"
             raise ValueError(f"{name}: got dtype {value.dtype}, expected {expected}")
         if self.device is None:
             self.device, self.first = value.device, name
@@ -100,19 +103,29 @@ class Arguments:
 
     def _shape(self, name: str, value: Tensor, shapes: tuple[str, ...]) -> None:
         for shape in shapes:
-            letters = shape.split()
-            sizes = list(value.shape)
+            letters, sizes = shape.split(), value.shape
             if letters[0] == "...":
                 letters = letters[1:]
                 sizes = sizes[max(0, len(sizes) - len(letters)) :]
-            if len(letters) != len(sizes):
-                continue
-            known = dict(self.sizes)
-            if all(_fits(letter, size, known) for letter, size in zip(letters, sizes, strict=True)):
-                self.source |= {letter: name for letter in known if letter not in self.sizes}
-                self.sizes = known
+            if len(letters) == len(sizes) and self._fits(name, letters, sizes):
                 return
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {self._wanted(shapes)}")
+
+    def _fits(self, name: str, letters: list[str], sizes: tuple[int, ...]) -> bool:
+        """Are these the sizes of the letters? Those that were not known are noted, if all fit."""
+        known = self.sizes
+        for letter, size in zip(letters, sizes, strict=True):
+            if letter in known:
+                if known[letter] != size:
+                    return False
+            elif letter.isalpha():
+                known = known | {letter: size}
+            elif int(letter) != size:
+                return False
+        if known is not self.sizes:
+            self.source |= {letter: name for letter in known if letter not in self.sizes}
+            self.sizes = known
+        return True
 
     def _wanted(self, shapes: tuple[str, ...]) -> str:
         """The shapes in letters and, where known, in numbers: "(b, l, n) with b=2, l=16 as in x"."""
@@ -125,11 +138,6 @@ class Arguments:
         sources = dict.fromkeys(self.source[letter] for letter in known)
         sizes = ", ".join(f"{letter}={self.sizes[letter]}" for letter in known)
         return f"{text} with {sizes} as in {' and '.join(sources)}"
-
-
-def _fits(letter: str, size: int, known: dict[str, int]) -> bool:
-    """Is this the size of the letter (which is noted where it was not known) or of the number?"""
-    return known.setdefault(letter, size) == size if letter.isalpha() else int(letter) == size
 
 
 def groups(name: str, g: int, of: str, n: int) -> None:
@@ -162,10 +170,16 @@ def integer(name: str, value: Any, at_least: int, expected: str = "") -> int:
     return int(value)
 
 
-def number(name: str, value: Any) -> None:
-    """Refuse an option that is not a finite real number of 0 or more (a bool or a tensor is none)."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name}: got {shown(value)}, expected a finite number of 0 or more")
+def number(name: str, value: Any, *, zero: bool = True) -> None:
+    """Refuse an option that is not a finite real number of 0 or more (a bool or a tensor is none).
+
+    Args:
+        zero: whether it may be 0.
+    """
+    fits = not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) < math.inf
+    if not fits or (value == 0 and not zero):
+        expected = "a finite number of 0 or more" if zero else "a finite number above 0"
+        raise ValueError(f"{name}: got {shown(value)}, expected {expected}")
 
 
 def shown(value: Any) -> str:

@@ -15,10 +15,13 @@ All three are matrices M(x) too: `rglru_matrix`, `wkv4_matrix` and `linear_atten
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
+from ssmcourse import packing
 from ssmcourse.arguments import Arguments, number
 from ssmcourse.duality import ssd
 from ssmcourse.kernels import runtime
@@ -35,6 +38,7 @@ def rglru_scan(
     c: float = 8.0,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Griffin's real-gated linear recurrent unit: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t.
 
@@ -47,9 +51,12 @@ def rglru_scan(
         initial_state: (b, d), the state before the first step. Without one the first step starts the
             sequence: what enters there is i x, not scaled by sqrt(1 - a^2), as in the published model.
         return_final_state: also return the last state.
+        seq_idx: (b, l) integers; where they change along a row, a new sequence starts, whose first input is not
+            scaled either. The initial state is that of each row's first. A NaN in a state stays in its row.
     Returns:
-        The states h (b, l, d) in x's dtype and, if asked for, the last one (b, d), in float32 at least:
-        what continues the sequence when passed as initial_state.
+        The states h (b, l, d) in x's dtype and, if asked for, the last one (b, d), or with seq_idx (s, d), s
+        counting the sequences of all rows, row by row; in float32 at least: what continues the sequence when
+        passed as initial_state.
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
 
@@ -65,14 +72,23 @@ def rglru_scan(
     given.activation("i", i, "b l d")
     given.parameter("a_param", a_param, "d")
     given.parameter("initial_state", initial_state, "b d", optional=True)
+    given.integers("seq_idx", seq_idx, "b l", optional=True)
     number("c", c)
     working = working_dtype(x, a_param, initial_state)
     first = x.new_zeros(x.shape[0], x.shape[2], dtype=working)
     first = first if initial_state is None else initial_state.to(working)
     log_a, weight = rglru_gates(r.to(working), i.to(working), a_param.to(working), c, initial_state is None)
-    h = linear_scan(log_a.exp(), weight * x.to(working), first)
+    a = log_a.exp()
+    if seq_idx is not None:
+        begins = packing.changes(seq_idx)[..., None]
+        a, weight = a.masked_fill(begins, 0), torch.where(begins, i.to(working), weight)
+    h = linear_scan(a, weight * x.to(working), first)
     y = h.to(x.dtype)
-    return (y, h[:, -1] if x.shape[1] else first) if return_final_state else y
+    if not return_final_state:
+        return y
+    if not x.shape[1]:
+        return y, first
+    return y, h[:, -1] if seq_idx is None else h[packing.ends(seq_idx)]
 
 
 def rglru_gates(r: Tensor, i: Tensor, a_param: Tensor, c: float, starts: bool) -> tuple[Tensor, Tensor]:
@@ -146,8 +162,11 @@ def wkv4(
 
 
 def wkv4_decay(w: Tensor) -> Tensor:
-    """exp(w), what a step takes off a weight's logarithm; never infinity, whose product with 0 is NaN."""
-    return w.clamp(max=64).exp()
+    """exp(w), what a step takes off a weight's logarithm; never infinity, whose product with 0 is NaN.
+
+    As a power of 2: for 256 numbers torch leaves exp to MKL's threads, which then spin in the way of a kernel's.
+    """
+    return (w.clamp(max=64) / math.log(2)).exp2()
 
 
 def _wkv4_by_scans(k: Tensor, v: Tensor, decay: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,6 +220,7 @@ def linear_attention(
     eps: float = 1e-6,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Causal attention without softmax: y_t = sum over j <= t of (q_t . k_j) v_j, divided by their sum.
@@ -215,9 +235,12 @@ def linear_attention(
         eps: added to the divisor, 0 or more.
         initial_state: (b, h, p, n), the sum S so far, or with `normalize` (b, h, p + 1, n): z is its last row.
         return_final_state: also return that sum after the last step.
+        seq_idx: (b, l) integers. Where they change along l a new sequence begins, which sees nothing of what
+            was before. The initial state is that of each row's first sequence.
         backend: as for `ssd`, which does the work.
     Returns:
-        y (b, l, h, p) in v's dtype and, if asked for, the state, in float32 at least.
+        y (b, l, h, p) in v's dtype and, if asked for, the state, in float32 at least; with seq_idx that of every
+        sequence of all rows, row by row: s of them in place of b.
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend is not there.
 
@@ -235,6 +258,7 @@ def linear_attention(
     number("eps", eps)
     rows = v.shape[3] + bool(normalize)
     given.parameter("initial_state", initial_state, f"b h {rows} n", optional=True)
+    given.integers("seq_idx", seq_idx, "b l", optional=True)
     working = working_dtype(q, initial_state)
     queries, keys, values = q.to(working), k.to(working), v.to(working)
     if normalize:
@@ -242,20 +266,22 @@ def linear_attention(
     state = queries.new_zeros(b, h, rows, n) if initial_state is None else initial_state.to(working)
     # Mamba-2 with (C, B, x) = (q, k, v) and no decay, as its dual form has it.
     step, rate = torch.ones_like(queries[..., 0]), queries.new_zeros(h)
-    y, state = ssd(
+    result = ssd(
         values,
         step,
         rate,
         keys,
         queries,
         initial_state=state,
-        return_final_state=True,
+        return_final_state=return_final_state,
+        seq_idx=seq_idx,
         backend=backend,
     )
+    y, *final = result if return_final_state else (result,)
     if normalize:
         y = y[..., :-1] / (y[..., -1:] + eps)
     y = y.to(v.dtype)
-    return (y, state) if return_final_state else y
+    return (y, *final) if final else y
 
 
 # For `backends`; the call goes straight to `ssd`, which chooses.

@@ -279,11 +279,11 @@ def s4d_kernel(
     l = integer("l", l, 0)
     kernel = runtime.choose("s4d_kernel", backend, A.device.type)
     wide, step = [v.to(torch.complex128) for v in (A, B, C)], dt.to(torch.float64)[:, None]
-    A_bar, B_bar = _discretize_modes(wide[0], wide[1], step, method)
+    A_bar, B_bar = discretize_modes(wide[0], wide[1], step, method)
     return kernel(wide[2] * B_bar, A_bar, max(l, 1))[:, :l].to(_real_dtype(A, B, C, dt))
 
 
-def _discretize_modes(A: Tensor, B: Tensor, dt: Tensor, method: str) -> tuple[Tensor, Tensor]:
+def discretize_modes(A: Tensor, B: Tensor, dt: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """`discretize(A, B, dt, method, diagonal=True)`, without its look for a singular step."""
     z = dt * A
     if method == "zoh":

@@ -116,6 +116,13 @@ def test_numbers_of_python_and_of_numpy():
             number("eps", value)
 
 
+def test_numbers_above_zero():
+    number("c", 1e-300, zero=False)
+    for value in (0, 0.0, -0.0, False, *NO_NUMBERS):
+        with pytest.raises(ValueError, match=r"^c: got .*, expected a finite number above 0$"):
+            number("c", value, zero=False)
+
+
 NO_NUMBERS = [-1.0, math.nan, math.inf, "8", None, True, 8j, [8.0], torch.tensor(8.0), np.array([8.0])]
 
 

@@ -228,6 +228,41 @@ def test_the_first_step_of_a_sequence_is_not_scaled():
     assert (scaled[:, 0].abs() < y[:, 0].abs()).all()
 
 
+SEQUENCES = torch.tensor([[7] * 4 + [2] + [7] * 6, [0] * 3 + [-1] * 8])  # of 4, 1 and 6 steps; of 3 and 8
+
+
+def rglru_of_each(initial_state=None, **inputs):
+    """One packed sequence after another; the initial state is for the first of a row."""
+    a_param, ys, states = inputs.pop("a_param"), [], []
+    for row, lengths in enumerate(([4, 1, 6], [3, 8])):
+        parts = [list(t[row : row + 1].split(lengths, 1)) for t in inputs.values()]
+        for n in range(len(lengths)):
+            first = initial_state[row : row + 1] if initial_state is not None and n == 0 else None
+            arguments = dict(zip(inputs, (part[n] for part in parts), strict=True))
+            y, state = rglru_by_steps(**arguments, a_param=a_param, initial_state=first, **STATE)
+            ys.append(y[0])
+            states.append(state)
+    return torch.cat(ys).reshape(2, 11, -1), torch.cat(states)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("initial", [True, False])
+def test_packed_sequences_of_the_rglru(initial, dtype):
+    inputs = rglru_inputs(2, 11, 3, dtype, initial=initial)
+
+    def packed(*tensors, **named):
+        return rglru_scan(*tensors, **named, seq_idx=SEQUENCES, return_final_state=True)
+
+    assert_agrees(packed, rglru_of_each, inputs, terms=44)
+
+
+def test_packed_sequences_of_the_rglru_of_no_steps():
+    inputs = rglru_inputs(2, 0, 3)
+    y, state = rglru_scan(**inputs, seq_idx=torch.zeros(2, 0, dtype=torch.int64), return_final_state=True)
+    assert y.shape == (2, 0, 3)
+    assert torch.equal(state, inputs["initial_state"])
+
+
 # --- RWKV-4 ---------------------------------------------------------------------------------------
 
 
@@ -313,6 +348,38 @@ def test_threads_share_the_channels():
         assert problem is None, f"{name}: {problem}"
 
 
+# --- Linear attention -----------------------------------------------------------------------------
+
+
+def linear_attention_of_each(initial_state=None, *, normalize, **inputs):
+    """One packed sequence after another; the initial state is for the first of a row."""
+    ys, states = [], []
+    for row, lengths in enumerate(([4, 1, 6], [3, 8])):
+        parts = [list(t[row : row + 1].split(lengths, 1)) for t in inputs.values()]
+        for n in range(len(lengths)):
+            first = initial_state[row : row + 1] if initial_state is not None and n == 0 else None
+            y, state = linear_attention_by_steps(
+                *(part[n] for part in parts), first, normalize=normalize, **STATE
+            )
+            ys.append(y[0])
+            states.append(state)
+    return torch.cat(ys).unflatten(0, (2, 11)), torch.cat(states)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "chunked", "quadratic", "reference"])
+@pytest.mark.parametrize(("normalize", "initial"), [(True, True), (True, False), (False, True)])
+def test_packed_sequences_of_linear_attention(normalize, initial, backend):
+    inputs = linear_attention_inputs(2, 11, 3, initial=initial, normalize=normalize)
+    call = functools.partial(linear_attention, seq_idx=SEQUENCES, backend=backend, **STATE)
+    assert_agrees(call, linear_attention_of_each, inputs, terms=44, normalize=normalize)
+
+
+def test_packed_sequences_of_linear_attention_without_states():
+    inputs = linear_attention_inputs(2, 11, 3, torch.float32)
+    y, _ = linear_attention(**inputs, seq_idx=SEQUENCES, **STATE)
+    assert torch.equal(linear_attention(**inputs, seq_idx=SEQUENCES), y)
+
+
 # --- All three ------------------------------------------------------------------------------------
 
 
@@ -329,6 +396,8 @@ def spoiled(inputs: dict, **others) -> dict:
             spoiled(rglru_inputs(2, 5, 3), initial_state=torch.zeros(3)),
             "initial_state: got shape",
         ),
+        (rglru_scan, spoiled(rglru_inputs(2, 5, 3), seq_idx=torch.zeros(2, 5)), "seq_idx: got dtype"),
+        (rglru_scan, spoiled(rglru_inputs(2, 5, 3), seq_idx=torch.zeros(2, 4).int()), "seq_idx: got shape"),
         (wkv4, spoiled(wkv4_inputs(2, 5, 3), v=torch.zeros(2, 5, 3)), "v: got dtype torch.float32"),
         (wkv4, spoiled(wkv4_inputs(2, 5, 3), initial_state=torch.zeros(2, 2, 3)), "initial_state: got shape"),
         (
@@ -337,6 +406,11 @@ def spoiled(inputs: dict, **others) -> dict:
             "initial_state: got shape",
         ),
         (linear_attention, spoiled(linear_attention_inputs(2, 5, 3), q=torch.zeros(2, 5, 3)), "q: got shape"),
+        (
+            linear_attention,
+            spoiled(linear_attention_inputs(2, 5, 3), seq_idx=torch.zeros(2, 5)),
+            "seq_idx: got dtype",
+        ),
     ],
 )
 def test_one_clear_line(call, inputs, line):

@@ -39,7 +39,7 @@ def dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
 
 
 def _dense_kernel(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
-    powers = _doubled(A, torch.matmul)
+    powers = doubled(A, torch.matmul)
     columns, power = B[:, :, None], next(powers)  # (h, n, 1): A^i B; A^(number of columns)
     while columns.shape[2] < columns_of(l):
         columns = torch.cat([columns, power @ columns], 2)
@@ -79,7 +79,7 @@ def _vandermonde(weight: Tensor, z: Tensor, l: int) -> Tensor:
 
 def _powers(first: Tensor, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """first z^i for i < count, (h, count, n), and z to the power of two that is no less than count."""
-    powers = _doubled(z, torch.mul)
+    powers = doubled(z, torch.mul)
     table, power = first[:, None], next(powers)
     while table.shape[1] < count:
         table = torch.cat([table, table[:, : count - table.shape[1]] * power[:, None]], 1)
@@ -87,7 +87,7 @@ def _powers(first: Tensor, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return _flush(table), power
 
 
-def _doubled(z: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
+def doubled(z: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
     """z, z^2, z^4, ... Flushed at every second, and there at the root of TINY: that lasts for two products."""
     while True:
         yield z

@@ -14,7 +14,7 @@ import numpy as np
 
 LINE = 64  # bytes, a line of the cache
 LARGE = 1 << 22  # bytes; a smaller result is in the cache anyway
-KEPT = 1 << 27  # bytes
+KEPT = 1 << 28  # bytes
 
 _free: dict[int, list[np.ndarray]] = {}  # by size
 

@@ -20,7 +20,7 @@ from ssmcourse.kernels.causal_conv1d import operator
 from ssmcourse.kernels.threads import native, run
 from ssmcourse.kernels.vector_math import inner, sigmoid
 
-WIDE = 2048  # numbers that a loop should go through at least: several steps where d is smaller
+WIDE = 1024  # numbers that a loop should go through at least: several steps where d is smaller
 CHUNK = 1 << 16  # numbers in a chunk of the gradient, whose intermediate results stay in the second cache
 PARALLEL_FROM = 1 << 16  # numbers; below, waking a second thread costs more than it saves
 PIECE_AT_LEAST = 256  # steps
@@ -55,6 +55,11 @@ def _room(out, spare):
     raise NotImplementedError("only compiled code calls this")
 
 
+def _widened(row, spare):
+    """In a kernel: `row` in the type computed in: itself, or for half types what it holds, in `spare`."""
+    raise NotImplementedError("only compiled code calls this")
+
+
 def _store(value, out):
     """In a kernel: out = value, which may have been computed in place."""
     raise NotImplementedError("only compiled code calls this")
@@ -64,6 +69,16 @@ def _store(value, out):
 def _(out, spare):
     in_place = out.dtype == spare.dtype
     return (lambda out, spare: out) if in_place else (lambda out, spare: spare[: out.size])
+
+
+@overload(_widened)
+def _(row, spare):
+    def widened(row, spare):
+        for k in range(row.size):
+            spare[k] = widen(row[k])
+        return spare[: row.size]
+
+    return (lambda row, spare: row) if row.dtype == spare.dtype else widened
 
 
 @overload(_store)
@@ -79,6 +94,12 @@ def _(value, out):
 def _fill(out, values):
     for k in range(out.size):
         out[k] = values[k]
+
+
+@inner
+def _clear(out):
+    for k in range(out.size):
+        out[k] = 0
 
 
 @inner
@@ -143,66 +164,75 @@ def _forward(x, before, seq, taps, bias, d, y, begin, end, silu):
 
 
 @inner
-def _upstream(dy, value, silu):
+def _through_silu(dy, value):
     """In place of f's argument `value`, the gradient there."""
-    if silu:
-        for k in range(value.size):
-            s = sigmoid(value[k])
-            value[k] = widen(dy[k]) * (s * (1 + value[k] * (1 - s)))
-    else:
-        for k in range(value.size):
-            value[k] = widen(dy[k])
+    for k in range(value.size):
+        s = sigmoid(value[k])
+        value[k] = widen(dy[k]) * (s * (1 + value[k] * (1 - s)))
 
 
 @inner
-def _add_products(dvalue, source, at, stride, newest, count, sums):
-    """sums[newest - m] += dvalue * source[at + m * stride:] for m = 0, ..., count - 1."""
-    n = dvalue.size
+def _add_products(source, dvalue, at, stride, newest, count, sums):
+    """sums[newest - m] += source * dvalue[at + m * stride:] for m = 0, ..., count - 1."""
+    n = source.size
     for m in range(count):
-        row, total = source[at + m * stride : at + m * stride + n], sums[newest - m]
+        row, total = dvalue[at + m * stride : at + m * stride + n], sums[newest - m]
         for k in range(n):
-            total[k] += dvalue[k] * widen(row[k])
+            total[k] += widen(source[k]) * row[k]
 
 
 @inner
-def _weights(dvalue, x, before, seq, d, i, begin, end, sums):
-    """sums (w + 1, wide) += the gradients of the taps and of the bias by the steps begin to end."""
-    w, wide = sums.shape[0] - 1, sums.shape[1]
-    t = begin
-    while t < end:
-        first, at_once = t - w + 1, min(wide // d, end - t)
-        if first < 0 or not _together(seq, i, first, t + at_once - 1):
-            first, at_once = _first_seen(seq, i, t, w), 1
-        n, given = at_once * d, min(t, t - first) + 1
-        part = dvalue[(t - begin) * d : (t - begin) * d + n]
-        _add_products(part, x[i], t * d, -d, w - 1, given, sums)
-        _add_products(part, before[i], (w - 2) * d, -d, w - 1 - given, -min(first, 0), sums)
-        total = sums[w]
-        for k in range(n):
-            total[k] += part[k]
-        t += at_once
+def _two_lines(source, dvalue, at, stride, taps, sums, out):
+    """What `_add_taps` and `_add_products` do to out and sums, w = 4, and the bias: twice as many numbers as taps has.
+
+    In one go: a row of dvalue is read once for both, a tap and a sum once for both lines.
+    """
+    n = out.size // 2
+    row0, row1 = dvalue[at:], dvalue[at + stride :]
+    row2, row3 = dvalue[at + 2 * stride :], dvalue[at + 3 * stride :]
+    tap0, tap1, tap2, tap3 = taps[3], taps[2], taps[1], taps[0]
+    sum0, sum1, sum2, sum3, total = sums[3], sums[2], sums[1], sums[0], sums[4]
+    for k in range(n):
+        a0, a1, a2, a3, x_a = row0[k], row1[k], row2[k], row3[k], widen(source[k])
+        b0, b1, b2, b3, x_b = row0[n + k], row1[n + k], row2[n + k], row3[n + k], widen(source[n + k])
+        out[k] = tap0[k] * a0 + tap1[k] * a1 + tap2[k] * a2 + tap3[k] * a3
+        out[n + k] = tap0[k] * b0 + tap1[k] * b1 + tap2[k] * b2 + tap3[k] * b3
+        sum0[k] += x_a * a0 + x_b * b0
+        sum1[k] += x_a * a1 + x_b * b1
+        sum2[k] += x_a * a2 + x_b * b2
+        sum3[k] += x_a * a3 + x_b * b3
+        total[k] += a0 + b0
 
 
 @inner
-def _inputs(dvalue, seq, taps, nothing, spare, d, i, l, begin, end, dx):
-    """dx (steps d) for the steps begin to end, which may be negative (the initial state's) or not, not both."""
-    w = taps.shape[0]
+def _inputs(dvalue, source, seq, taps, spare, d, i, l, begin, end, dx, sums):
+    """dx (steps d) of `source`, the steps begin to end, and what these add to `sums` (w + 1, wide).
+
+    The steps are x's or, negative, the initial state's, not both. `sums` are the gradients of the taps and, from
+    x's steps alone, of the bias.
+    """
+    w, line = taps.shape[0], taps.shape[1] // d
     origin = max(begin, 0)  # the step at which dvalue begins
     t = begin
     while t < end:
-        at_once, skipped = min(spare.size // d, end - t), max(-t, 0)
+        at_once, skipped = 2 * line if w == 4 and t + 2 * line <= end else min(line, end - t), max(-t, 0)
         last = min(t + w, l) - 1  # of the steps that see step t
         if t < 0 or t + at_once + w - 1 > l or not _together(seq, i, t, t + at_once + w - 2):
             at_once = 1
             while not _together(seq, i, max(t, 0), last):
                 last -= 1
-        out = dx[(t - begin) * d : (t - begin + at_once) * d]
+        place, n = (t - begin) * d, at_once * d
+        row, out = source[place : place + n], dx[place : place + n]
         value, count, at = _room(out, spare), last - t + 1 - skipped, (t + skipped - origin) * d
-        if w == 4 and count == 4:
-            _four_taps(dvalue, at, d, taps, nothing, value)
+        if at_once > line:
+            _two_lines(row, dvalue, at, d, taps, sums, value)
         else:
-            _fill(value, nothing)
+            _clear(value)
             _add_taps(dvalue, at, d, taps, w - 1 - skipped, count, value)
+            _add_products(row, dvalue, at, d, w - 1 - skipped, count, sums)
+            if t >= 0:
+                for k in range(n):
+                    sums[w, k] += dvalue[at + k]
         _store(value, out)
         t += at_once
 
@@ -212,27 +242,26 @@ def _gradient(dy, x, before, seq, taps, bias, d, dx, dbefore, totals, begin, end
     """dx for the steps begin to end, dbefore if they are the first, and what they add to totals (w + 1, d)."""
     w, wide = taps.shape
     l, chunk = x.shape[1] // d, max(CHUNK // d, 4 * w)
-    nothing, spare, sums = (
-        np.zeros(wide, taps.dtype),
-        np.empty(wide, taps.dtype),
-        np.empty((w + 1, wide), taps.dtype),
-    )
+    spare, sums = np.empty(2 * wide, taps.dtype), np.empty((w + 1, wide), taps.dtype)
     dvalue = np.empty((chunk + w - 1) * d, taps.dtype)
     for i in range(x.shape[0]):
         for start in range(begin, end, chunk):
             stop = min(start + chunk, end)
             seen = min(stop + w - 1, l)  # the steps up to here see those of this chunk
-            part = dvalue[: (seen - start) * d]
-            t = start if silu else seen
-            while t < seen:
-                t += _sum(x, before, seq, taps, bias, d, i, t, seen, part[(t - start) * d :])
-            _upstream(dy[i, start * d : seen * d], part, silu)
-            _inputs(part, seq, taps, nothing, spare, d, i, l, start, stop, dx[i, start * d : stop * d])
-            if start == 0:
-                _inputs(part, seq, taps, nothing, spare, d, i, l, 1 - w, 0, dbefore[i])
+            part, dy_part = dvalue[: (seen - start) * d], dy[i, start * d : seen * d]
+            if silu:
+                t = start
+                while t < seen:
+                    t += _sum(x, before, seq, taps, bias, d, i, t, seen, part[(t - start) * d :])
+                _through_silu(dy_part, part)
+            else:
+                part = _widened(dy_part, part)
             for j in range(w + 1):
-                _fill(sums[j], nothing)
-            _weights(part, x, before, seq, d, i, start, stop, sums)
+                _clear(sums[j])
+            x_part, dx_part = x[i, start * d : stop * d], dx[i, start * d : stop * d]
+            _inputs(part, x_part, seq, taps, spare, d, i, l, start, stop, dx_part, sums)
+            if start == 0:
+                _inputs(part, before[i], seq, taps, spare, d, i, l, 1 - w, 0, dbefore[i], sums)
             for j in range(w + 1):
                 for place in range(0, wide, d):
                     for k in range(d):

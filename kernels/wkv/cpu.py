@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmcourse.kernels.arrays import as_array
+from ssmcourse.kernels.arrays import as_array, empty
 from ssmcourse.kernels.threads import native, run
 from ssmcourse.kernels.vector_math import exp
 from ssmcourse.kernels.wkv import operator
@@ -100,11 +100,10 @@ def forward(k: Tensor, v: Tensor, decay: Tensor, u: Tensor, state: Tensor) -> tu
     """y (b, l, d), the last state (b, 3, d), and the states before every chunk."""
     arrays = as_array(k), as_array(v), as_array(decay), as_array(u)
     running = np.array(as_array(state))
-    y = np.empty_like(arrays[0])
-    b, l, d = y.shape
-    befores = np.empty((b, operator.chunks(l), 3, d), y.dtype)
-    run(_forward, [(*arrays, running, y, befores, *block) for block in _blocks(b, d)])
-    return torch.from_numpy(y), torch.from_numpy(running), torch.from_numpy(befores)
+    b, l, d = k.shape
+    (y, y_array), (befores, kept) = empty(k.shape, k.dtype), empty((b, operator.chunks(l), 3, d), k.dtype)
+    run(_forward, [(*arrays, running, y_array, kept, *block) for block in _blocks(b, d)])
+    return y, torch.from_numpy(running), befores
 
 
 def gradient(
@@ -122,14 +121,14 @@ def gradient(
     dy = as_array(torch.zeros_like(k) if of_y is None else of_y)
     dstate = np.zeros_like(as_array(last)) if of_state is None else np.array(as_array(of_state))
     arrays = as_array(k), as_array(v), as_array(decay), as_array(u), as_array(befores)
-    dk, dv = np.empty_like(dy), np.empty_like(dy)
+    (dk, dk_array), (dv, dv_array) = empty(k.shape, k.dtype), empty(k.shape, k.dtype)
     ddecay, du = np.zeros_like(dstate[:, 0]), np.zeros_like(dstate[:, 0])
-    b, _, d = dk.shape
+    b, _, d = k.shape
     run(
         _gradient,
-        [(dy, dstate, *arrays, dk, dv, ddecay, du, *block) for block in _blocks(b, d)],
+        [(dy, dstate, *arrays, dk_array, dv_array, ddecay, du, *block) for block in _blocks(b, d)],
     )
-    found = [torch.from_numpy(array) for array in (dk, dv, ddecay, du, dstate)]
+    found = [dk, dv, *(torch.from_numpy(array) for array in (ddecay, du, dstate))]
     # Through both sums the first m scales what came before, and the last m all there is.
     found[4][:, 2] = (found[4][:, :2] * state[:, :2]).sum(1)
     if of_state is not None:

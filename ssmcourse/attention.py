@@ -22,7 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ssmcourse.arguments import Arguments, groups, integer, number, one_of, shown
+from ssmcourse.arguments import Arguments, groups, integer, number, one_of
+from ssmcourse.attribution import attribution as attribution
+from ssmcourse.attribution import chosen
+from ssmcourse.attribution import layer_attention as layer_attention
+from ssmcourse.attribution import perturbation_curve as perturbation_curve
+from ssmcourse.attribution import rollout as rollout
 from ssmcourse.convolution import fft_conv
 from ssmcourse.discretization import phi1
 from ssmcourse.duality import segsum
@@ -152,14 +157,14 @@ def selective_scan_matrix(
     given.parameter("D", D, "d", optional=True)
     one_of("b_disc", b_disc, ("euler", "zoh"))
     working = working_dtype(dt, A, B, C, D)
-    chosen, d = _chosen(channels, dt.shape[2], dt.device), dt.shape[2]
-    step = dt[..., chosen].to(working).mT[..., None]  # (b, d, l, 1)
-    log_a = step * A[chosen, None].to(working)  # (b, d, l, n)
-    B_bar = step * _per_channel(B, chosen, d).to(working)
+    picked, d = chosen(channels, dt.shape[2], dt.device), dt.shape[2]
+    step = dt[..., picked].to(working).mT[..., None]  # (b, d, l, 1)
+    log_a = step * A[picked, None].to(working)  # (b, d, l, n)
+    B_bar = step * _per_channel(B, picked, d).to(working)
     if b_disc == "zoh":
         B_bar = B_bar * phi1(log_a)
-    read = _per_channel(C, chosen, d).to(working)
-    skip = None if D is None else D[chosen] / (2 if is_complex else 1)
+    read = _per_channel(C, picked, d).to(working)
+    skip = None if D is None else D[picked] / (2 if is_complex else 1)
     M = _semiseparable("selective_scan_matrix", backend, log_a, B_bar, read, skip)
     return (2 * M.real if is_complex else M).to(dt.dtype)  # complex modes stand for pairs of conjugates
 
@@ -380,18 +385,6 @@ def _with_diagonal(M: Tensor, D: Tensor | None) -> Tensor:
     if D is None:
         return M
     return torch.diagonal_scatter(M, M.diagonal(0, -2, -1) + D.to(M.dtype)[:, None], 0, -2, -1)
-
-
-def _chosen(channels: Any, d: int, device: torch.device) -> Tensor:
-    """The indices of the channels asked for."""
-    every = torch.arange(d, device=device)
-    if channels is None or isinstance(channels, slice):
-        return every if channels is None else every[channels]
-    try:
-        index = torch.as_tensor(channels, device=device).reshape(-1)
-        return every[index if len(index) else index.long()]  # an empty list would be one of floats
-    except (IndexError, RuntimeError, TypeError, ValueError):
-        raise ValueError(f"channels: got {shown(channels)}, expected indices of the {d} channels") from None
 
 
 def _per_channel(B: Tensor, chosen: Tensor, d: int) -> Tensor:

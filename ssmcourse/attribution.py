@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmcourse.arguments import Arguments, integer, one_of, shown
+from ssmcourse.precision import working_dtype
 
 PARTS = ("ssm", "D", "conv", "activation", "gate", "norm")
 METHODS = ("rollout", "grad_rollout", "raw")
@@ -193,9 +194,9 @@ def perturbation_curve(
     given.parameter("scores", scores, "b l")
     most = int(scores.isfinite().sum(1).min()) if len(scores) else 0
     count = most if steps is None else min(integer("steps", steps, 0), most)
-    order = scores.argsort(1, descending=True, stable=True)
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)
     with torch.no_grad():
-        embedded = model.embed(tokens)
+        embedded = model.backbone.embedding(tokens)
         present = torch.ones_like(scores)
         curve = []
         for k in range(count + 1):
@@ -205,7 +206,7 @@ def perturbation_curve(
             if target is None:
                 target = logits.argmax(-1)
             wanted = _targets(target, len(tokens), tokens.device)
-            curve.append(logits.float().softmax(-1).gather(1, wanted[:, None])[:, 0])
+            curve.append(logits.to(working_dtype(logits)).softmax(-1).gather(1, wanted[:, None])[:, 0])
     return torch.stack(curve, 1)
 
 
@@ -226,13 +227,14 @@ def _recorded(
     def leaves(layer: Any, u: Tensor) -> None:
         outputs[layer] = u
 
+    layer: Any
     for layer in (m for m in model.modules() if _mixed_channels(m)):
         hooks.append(layer.register_forward_pre_hook(enters))
         if layer.readout:
             last = layer.get_submodule(layer.readout)
             hooks.append(last.register_forward_pre_hook(lambda _, args, layer=layer: leaves(layer, args[0])))
         else:
-            hooks.append(layer.register_forward_hook(lambda layer, _, y: leaves(layer, y)))
+            hooks.append(layer.register_forward_hook(lambda m, _, y: leaves(m, y))  # pyright: ignore)
     try:
         logits = model(tokens)[:, position]
     finally:

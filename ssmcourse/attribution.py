@@ -234,7 +234,7 @@ def _recorded(
             last = layer.get_submodule(layer.readout)
             hooks.append(last.register_forward_pre_hook(lambda _, args, layer=layer: leaves(layer, args[0])))
         else:
-            hooks.append(layer.register_forward_hook(lambda m, _, y: leaves(m, y))  # pyright: ignore)
+            hooks.append(layer.register_forward_hook(lambda m, _, y: leaves(m, y)))
     try:
         logits = model(tokens)[:, position]
     finally:

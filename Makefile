@@ -43,7 +43,7 @@ format: setup  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-kernels: setup  ## compile the Triton kernels for GPUs that are not here (ARGS=ssd for those of that name)
+kernels: setup  ## compile the GPU kernels for GPUs that are not here (ARGS=ssd for those of that name)
 	@$(BIN)/python benchmarks/kernels.py $(ARGS)
 
 bench: setup  ## measure what the lessons quote; results go to benchmarks/results/

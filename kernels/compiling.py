@@ -1,9 +1,9 @@
-"""Compile the Triton kernels for GPUs that are not here, and read what the compiler made of them (`make kernels`).
+"""Compile the GPU kernels for GPUs that are not here, and read what the compilers made of them (`make kernels`).
 
 Every module `triton` of an operator says in `compilations()` what is to be compiled. Triton's compiler needs no GPU,
-only a process in which Triton does not interpret. Each kernel is compiled for the three targets below, and the machine
-code is asked for registers, spills, shared memory and tensor-core instructions. What would be slow on a GPU, and would
-show nowhere else, is an error: see `_problems`.
+only a process in which Triton does not interpret. Each kernel is compiled for three targets, and the machine code is
+asked for registers, spills, shared memory and tensor-core instructions (assembling.py). What would be slow on a GPU, and
+would show nowhere else, is an error: see `_problems`. Kernels in Numba CUDA: compiling_numba.py.
 """
 
 from __future__ import annotations
@@ -12,35 +12,13 @@ import functools
 import importlib
 import os
 import pkgutil
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
-KIB = 1024
-
-
-class Target(NamedTuple):
-    """What a generation of GPUs has for a multiprocessor (CUDA C++ Programming Guide, "Compute Capabilities")."""
-
-    capability: int
-    name: str
-    shared_a_block: int  # bytes
-    shared: int
-    warps: int = 64
-    registers: int = 65536
-    blocks: int = 32
-
-
-TARGETS = (
-    Target(80, "sm_80", 163 * KIB, 164 * KIB),
-    Target(90, "sm_90", 227 * KIB, 228 * KIB),
-    Target(100, "sm_100", 227 * KIB, 228 * KIB),
-)
+from ssmcourse.kernels import compiling_numba
+from ssmcourse.kernels.assembling import TARGETS, Compiled, Target, assemble, moved, occupancy, tensor_cores
 
 
 class Compilation(NamedTuple):
@@ -58,21 +36,6 @@ class Compilation(NamedTuple):
     num_stages: int = 2
     half_dot: bool = False
     may_spill: bool = False  # a configuration that only autotuning picks
-
-
-class Compiled(NamedTuple):
-    """What became of a compilation for one target. Bytes are of a program, each loop's body counted once."""
-
-    name: str
-    target: str
-    registers: int
-    spilled: int  # bytes
-    shared: int  # bytes
-    occupancy: float  # share of the multiprocessor's warps that fit at once
-    tensor_cores: str  # instruction and input type, or empty
-    loaded: int  # bytes
-    stored: int
-    problems: tuple[str, ...]
 
 
 # --- What there is to compile ----------------------------------------------------------------------
@@ -149,7 +112,7 @@ def compiled(c: Compilation, target: Target) -> Compiled:
     options = {"num_warps": c.num_warps, "num_stages": c.num_stages}
     result = triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)
     ptx = result.asm["ptx"]
-    registers, spilled = _ptxas(ptx)
+    registers, spilled, *_ = assemble(ptx)
     shared, threads = result.metadata.shared, 32 * c.num_warps
     found = Compiled(
         name=c.name,
@@ -157,10 +120,10 @@ def compiled(c: Compilation, target: Target) -> Compiled:
         registers=registers,
         spilled=spilled,
         shared=shared,
-        occupancy=_occupancy(registers, shared, c.num_warps, target),
-        tensor_cores=_tensor_cores(ptx),
-        loaded=_bytes(ptx, "ld.global", threads) + _bytes(ptx, "cp.async", threads),
-        stored=_bytes(ptx, "st.global", threads),
+        occupancy=occupancy(registers, shared, c.num_warps, target),
+        tensor_cores=tensor_cores(ptx),
+        loaded=moved(ptx, "ld.global", threads) + moved(ptx, "cp.async", threads),
+        stored=moved(ptx, "st.global", threads),
         problems=(),
     )
     return found._replace(problems=tuple(_problems(found, c, target)))
@@ -171,86 +134,52 @@ def _problems(found: Compiled, c: Compilation, target: Target) -> Iterator[str]:
         yield f"spills {found.spilled} bytes of registers to memory"
     if found.shared > target.shared_a_block:
         yield f"wants {found.shared:,} bytes of shared memory, {target.name} has {target.shared_a_block:,} for a block"
-    if c.half_dot and not re.search("f16", found.tensor_cores):
+    if c.half_dot and "f16" not in found.tensor_cores:
         became = found.tensor_cores or "no tensor-core code"
         yield f"a product of half-precision matrices became {became}: was an operand made float32 before the dot?"
-
-
-def _ptxas(ptx: str) -> tuple[int, int]:
-    """Registers of a thread and bytes spilled, as NVIDIA's assembler, which Triton brings, reports them."""
-    from triton.backends import nvidia
-
-    architecture = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
-    assert architecture is not None
-    binary = "ptxas-blackwell" if int(re.sub(r"\D", "", architecture[1])) >= 100 else "ptxas"
-    ptxas = Path(nvidia.__file__).parent / "bin" / binary
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx, encoding="utf-8")
-        command = [ptxas, "-v", f"--gpu-name={architecture[1]}", source, "-o", os.devnull]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    used = re.search(r"Used (\d+) registers", output)
-    spills = re.findall(r"(\d+) bytes spill stores", output)
-    assert used is not None, output
-    return int(used[1]), sum(map(int, spills))
-
-
-def _occupancy(registers: int, shared: int, warps: int, target: Target) -> float:
-    """Registers are given out in steps of 256 a warp; 1 KiB of shared memory a block is the system's."""
-    registers_a_warp = -(-registers * 32 // 256) * 256
-    blocks = min(
-        target.blocks,
-        target.warps // warps,
-        target.registers // (registers_a_warp * warps),
-        target.shared // (shared + KIB),
-    )
-    return blocks * warps / target.warps
-
-
-def _tensor_cores(ptx: str) -> str:
-    """The kinds of matrix instruction with the type of what they multiply, as `mma.sync bf16`."""
-    found = set()
-    for instruction, types in re.findall(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b([\w.:]*)", ptx):
-        inputs = re.search(r"\b(bf16|f16|tf32|f64|e4m3|e5m2)\b", re.sub(r"^.*?\.f32(?=\.\w)", "", types))
-        found.add(f"{instruction.removesuffix('_async')} {inputs[1] if inputs else types.rpartition('.')[2]}")
-    return ", ".join(sorted(found))
-
-
-def _bytes(ptx: str, instruction: str, threads: int) -> int:
-    """What all threads move with one pass through all such instructions."""
-    total = 0
-    for line in ptx.splitlines():
-        if instruction == "cp.async":
-            asynchronous = re.search(r"cp\.async\.\w+\.shared\.global.*?, (?:0x)?([0-9a-f]+)[,;]", line)
-            total += int(asynchronous[1], 16) if asynchronous else 0
-        elif (found := re.search(rf"\b{re.escape(instruction)}\b([\w.:]*)", line)) is not None:
-            width = re.search(r"\.v(\d)", found[1])
-            bits = re.search(r"\.[bfsu](\d+)", found[1])
-            total += int(width[1] if width else 1) * int(bits[1] if bits else 0) // 8
-    return total * threads
 
 
 # --- All of them, in parallel ------------------------------------------------------------------------
 
 
+class Results(NamedTuple):
+    """What `compile_all` found, and a line for what could not be compiled on this machine."""
+
+    compiled: list[Compiled]
+    left_out: tuple[str, ...]
+
+
+class _Everything(NamedTuple):
+    """What a fresh process has to compile, Triton's kernels first."""
+
+    names: list[str]
+    first: set[int]  # numbers of those that are the first of their kernel
+    of_triton: int
+    numba_fails: dict[int, str]  # capability -> why Numba does not compile for it
+
+
+def _number(number: int) -> Compilation | compiling_numba.Compilation:
+    own = compilations()
+    return own[number] if number < len(own) else compiling_numba.compilations()[number - len(own)]
+
+
 def _of_number(number: int, capability: int) -> Compiled:
     """In a fresh process, which imports the kernels for itself: they cannot be sent."""
-    c = compilations()[number]
+    c = _number(number)
     target = next(t for t in TARGETS if t.capability == capability)
     try:
-        return compiled(c, target)
+        return compiled(c, target) if isinstance(c, Compilation) else compiling_numba.compiled(c, target)
     except Exception as error:  # a compiler's refusal is a finding, and the others go on
         line = f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
         return Compiled(c.name, target.name, 0, 0, 0, 0.0, "", 0, 0, (line,))
 
 
-def compile_all(
-    names: Sequence[str] = (), *, first_of_each_kernel: bool = False, workers: int | None = None
-) -> list[Compiled]:
+def compile_all(names: Sequence[str] = (), *, quick: bool = False, workers: int | None = None) -> Results:
     """Every compilation whose name begins with one of `names` (or all) for every target, in parallel.
 
     Args:
-        first_of_each_kernel: only the one that its module names first.
+        quick: only the one that its module names first for each kernel; and of Numba's kernels, which nobody keeps
+            once they are compiled, for the second target alone.
         workers: processes; as many as there are cores if None.
     Raises:
         RuntimeError: there is a kernel that nothing compiles.
@@ -261,29 +190,50 @@ def compile_all(
     os.environ.update(environment)
     try:
         with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            known, first = pool.submit(_names).result()
-            chosen = [i for i, name in enumerate(known) if not names or name.startswith(tuple(names))]
-            chosen = [i for i in chosen if i in first or not first_of_each_kernel]
-            jobs = [(i, target.capability) for i in chosen for target in TARGETS]
-            return list(pool.map(_of_number, *zip(*jobs, strict=True), chunksize=1)) if jobs else []
+            there = pool.submit(_everything).result()
+            chosen = [i for i, name in enumerate(there.names) if not names or name.startswith(tuple(names))]
+            chosen = [i for i in chosen if i in there.first or not quick]
+            jobs = [
+                (i, target.capability)
+                for i in chosen
+                for target in (TARGETS[1:2] if quick and i >= there.of_triton else TARGETS)
+                if i < there.of_triton or target.capability not in there.numba_fails
+            ]
+            rows = list(pool.map(_of_number, *zip(*jobs, strict=True), chunksize=1)) if jobs else []
+            return Results(rows, _left_out(there) if chosen and chosen[-1] >= there.of_triton else ())
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _names() -> tuple[list[str], set[int]]:
-    """The names of all, and which of them are the first of their kernel."""
-    missing = uncompiled()
+def _everything() -> _Everything:
+    missing = uncompiled() + compiling_numba.uncompiled()
     if missing:
         raise RuntimeError(
             f"nothing compiles {', '.join(missing)}: add them to compilations() of their module"
         )
-    kernels = [id(_plain(c.kernel)) for c in compilations()]
-    return [c.name for c in compilations()], {kernels.index(kernel) for kernel in kernels}
+    all_of_them = (*compilations(), *compiling_numba.compilations())
+    kernels = [id(_plain(c.kernel)) for c in all_of_them]
+    fails = {target.capability: compiling_numba.why_not(target) for target in TARGETS}
+    return _Everything(
+        [c.name for c in all_of_them],
+        {kernels.index(kernel) for kernel in kernels},
+        len(compilations()),
+        {capability: why for capability, why in fails.items() if why},
+    )
 
 
-def table(results: Iterable[Compiled]) -> str:
-    """The results in columns, problems below."""
+def _left_out(there: _Everything) -> tuple[str, ...]:
+    """A line for each reason why Numba does not compile, which is mostly one for all targets."""
+    lines = []
+    for why in dict.fromkeys(there.numba_fails.values()):
+        targets = [t.name for t in TARGETS if there.numba_fails.get(t.capability) == why]
+        lines.append(f"left out: the kernels in Numba CUDA for {', '.join(targets)}: {why}")
+    return tuple(lines)
+
+
+def table(results: Iterable[Compiled], left_out: Iterable[str] = ()) -> str:
+    """The results in columns, below them what was left out, and problems."""
     rows = [
         ("kernel", "target", "registers", "spilled", "shared", "occupancy", "loads", "stores", "tensor cores")
     ]
@@ -295,5 +245,6 @@ def table(results: Iterable[Compiled]) -> str:
         )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += left_out
     lines += [f"error: {r.name} for {r.target}: {problem}" for r in results for problem in r.problems]
     return "\n".join(lines)

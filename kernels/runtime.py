@@ -14,7 +14,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -136,6 +136,7 @@ _PLACE = {
 }
 
 _OPERATORS: dict[str, dict[str, Callable[..., Any] | str]] = {}
+_NOTHING: Mapping[str, str] = {}
 
 
 def register(operator: str, **implementations: Callable[..., Any] | str) -> None:
@@ -163,7 +164,9 @@ def device_type(backend: str) -> str:
     return _PLACE[_found(backend).mode][1]
 
 
-def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
+def choose(
+    operator: str, backend: str, where: str, cannot_take: Mapping[str, str] = _NOTHING
+) -> Callable[..., Any]:
     """The implementation of `operator` to call for tensors on a device of the type `where`.
 
     Args:
@@ -171,29 +174,32 @@ def choose(operator: str, backend: str, where: str) -> Callable[..., Any]:
             torch.func.grad, jvp and their like, and in forward-mode differentiation, that is the first
             one written in torch: a compiled operator would stop there, or drop the tangent in silence.
         where: `tensor.device.type`.
+        cannot_take: backend -> what about these arguments is not for it, as {"triton": "complex A"}.
     Raises:
         ValueError: the backend is unknown, does not run here, or does not take such tensors or the way they
             are being differentiated. The message says which, why, and what there is.
     """
-    name = _load(operator, backend, where)
+    name = _load(operator, backend, where, cannot_take)
     # Not from a dict of what is loaded: torch.compile looks at a dict once, and would miss the second operator.
     return cast(Callable[..., Any], _OPERATORS[operator][name])
 
 
-def _load(operator: str, backend: str, where: str) -> str:
+def _load(operator: str, backend: str, where: str, cannot_take: Mapping[str, str] = _NOTHING) -> str:
     """The name of the backend chosen, once _OPERATORS has its function instead of where that is."""
     if not isinstance(backend, str):
         raise ValueError(
             f"backend: got {type(backend).__name__}, expected a name. "
             f"{operator} has here: auto, {', '.join(backends(operator))}"
         )
-    usable = backends(operator)
+    usable = [name for name in backends(operator) if name not in cannot_take]
     in_torch = _traced_by_torch()
     fitting = [name for name in usable if device_type(name) in (("any",) if in_torch else (where, "any"))]
     name = fitting[0] if backend == "auto" else backend
     if name not in fitting:
         if name not in _implementations(operator):
             why = "which is not one of its names"
+        elif name in cannot_take:
+            why = f"which does not take {cannot_take[name]}"
         elif name not in usable:
             why = f"which does not run here: {_found(name).why}"
         elif in_torch:
@@ -205,7 +211,7 @@ def _load(operator: str, backend: str, where: str) -> str:
     if why := _why_it_fails(name):
         _FAILED[name] = _Found("absent", why)
         warnings.warn(f"backend {name!r} is left out from now on: {why}", RuntimeWarning, stacklevel=4)
-        return _load(operator, backend, where)
+        return _load(operator, backend, where, cannot_take)
     implementation = _implementations(operator)[name]
     if isinstance(implementation, str):
         module, _, function = implementation.partition(":")

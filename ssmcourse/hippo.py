@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ssmcourse.arguments import one_of, shown
 from ssmcourse.discretization import GBT_ALPHA, discretize
 from ssmcourse.kernels import runtime
 from ssmcourse.measures import (
@@ -87,8 +88,7 @@ def hippo_project(
     """
     check_measure(measure, n)
     _check_signal(f)
-    if method not in PROJECT_METHODS:
-        raise ValueError(f"method: got {method!r}, expected one of {', '.join(PROJECT_METHODS)}")
+    one_of("method", method, PROJECT_METHODS)
     steps = _steps(f, measure, theta, dt, times, method)
     project = runtime.choose("hippo_project", backend, f.device.type)
     rows = f.reshape(-1, f.shape[-1])
@@ -144,9 +144,9 @@ def legs_step(c: Tensor, f: Tensor, ratio: float | Tensor, *, method: str = "bil
     Returns:
         (..., n), the memory after it.
     """
-    if method not in GBT_ALPHA:
+    if not isinstance(method, str) or method not in GBT_ALPHA:
         raise ValueError(
-            f"method: got {method!r}, expected one of {', '.join(GBT_ALPHA)}; zoh has no O(n) step"
+            f"method: got {shown(method)}, expected one of {', '.join(GBT_ALPHA)}; zoh has no O(n) step"
         )
     for name, value in (("c", c), ("f", f)):
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -18,10 +18,11 @@ divided by t), the system that `hippo_matrix` returns. Lesson 01 does it line by
 from __future__ import annotations
 
 import math
-from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from ssmcourse.arguments import integer, one_of
 
 MEASURES = ("legs", "legt", "lagt", "lmu", "fourier")
 
@@ -155,10 +156,8 @@ def _alternating(n: int) -> Tensor:
 
 
 def check_measure(measure: str, n: int) -> None:
-    if measure not in MEASURES:
-        raise ValueError(f"measure: got {measure!r}, expected one of {', '.join(MEASURES)}")
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"n: got {n!r}, expected a number of coefficients, an integer of at least 1")
+    one_of("measure", measure, MEASURES)
+    integer("n", n, 1, "a number of coefficients, an integer of at least 1")
     if measure == "fourier" and n % 2:
         raise ValueError(f"n: got {n}, expected an even number for fourier: cosines and sines come in pairs")
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,13 @@ F = torch.zeros(5)
             lambda: hippo_matrix("chebyshev", 4),
             "measure: got 'chebyshev', expected one of legs, legt, lagt, lmu",
         ),
+        (
+            lambda: hippo_matrix(np.array(["legs", "legt"]), 4),
+            r"measure: got array\(.*, expected one of legs",
+        ),
+        (lambda: hippo_matrix(["legs"], 4), r"measure: got \['legs'\], expected one of legs"),
         (lambda: hippo_matrix("legs", 0), "n: got 0, expected"),
+        (lambda: hippo_matrix("legs", np.array([4, 5])), r"n: got array\(\[4, 5\]\), expected a number"),
         (lambda: hippo_matrix("legs", 2.0), "n: got 2.0, expected"),
         (lambda: hippo_matrix("fourier", 5), "n: got 5, expected an even number for fourier"),
         (lambda: hippo_matrix("legt", 4, theta=0), "theta: got 0, expected a positive"),
@@ -35,6 +42,10 @@ F = torch.zeros(5)
         (lambda: hippo_reconstruct(F, torch.tensor([-0.1])), "points: got values from -0.1"),
         (lambda: hippo_project(F, 4, "leg"), "measure: got 'leg'"),
         (lambda: hippo_project(F, 4, method="rk4"), "method: got 'rk4', expected one of euler, backward"),
+        (
+            lambda: hippo_project(F, 4, method=np.array(["zoh", "rk4"])),
+            r"method: got array\(.*, expected one of",
+        ),
         (lambda: hippo_project(F, 4, backend="gpu"), "backend: got 'gpu'.*hippo_project has.*reference"),
         (lambda: hippo_project(F.long(), 4), "f: got torch.int64, expected a real floating tensor"),
         (lambda: hippo_project(F + 1j, 4), "f: got torch.complex64"),
@@ -62,6 +73,10 @@ F = torch.zeros(5)
         (
             lambda: legs_step(F, torch.tensor(1.0), 0.5, method="zoh"),
             "method: got 'zoh', expected one of euler",
+        ),
+        (
+            lambda: legs_step(F, F, 0.5, method=np.array(["euler"])),
+            r"method: got array\(.*, expected one of euler",
         ),
         (lambda: legs_step(F.long(), F, 0.5), "c: got torch.int64, expected a floating tensor"),
         (lambda: legs_step(F, 1.0, 0.5), "f: got float, expected a floating tensor"),

@@ -5,7 +5,8 @@
 **One pass.** Two steps in a row are one step: h -> a2 (a1 h + b1) + b2 has the gate a2 a1 and the input
 a2 b1 + b2. That is associative, so `tl.associative_scan` may combine the steps of a block in any grouping, in
 log2(BLOCK_L) rounds. A program takes one row and BLOCK_D channels through all of l, block by block, with the state
-carried from block to block; lesson 08 fuses more into such a loop. Grid: (b, blocks of channels).
+carried from block to block; lesson 08 fuses more into such a loop. Grid: (b, blocks of channels), or the other way
+round: b is along side ROW_SIDE.
 
 **Three phases.** With few rows and channels that would be few programs. So l is cut into chunks: (1) each chunk is
 walked from a zero state, for the product of its gates and its end; (2) the states are passed over the chunks,
@@ -52,6 +53,7 @@ CHUNK = 8 if _INTERPRETED else 64
 LANES = 64 if _INTERPRETED else 256  # chunks times channels of a tile that walks
 AHEAD = 4  # steps whose a and b are asked for before the first is needed
 ENOUGH = 256  # programs: some two for each multiprocessor of a large GPU
+MOST_PROGRAMS = 65535  # that a GPU starts along the second side of a grid; along the first, 2^31 - 1
 GROWTH = tl.constexpr(32.0)  # log2 of what the gates of a block may make of something
 
 # --- One pass --------------------------------------------------------------------------------------
@@ -78,10 +80,11 @@ def _in_range(growth, size, state_size):
 
 @triton.jit
 def scan_kernel(
-    a_ptr, b_ptr, state_ptr, h_ptr, l, d, REVERSE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    a_ptr, b_ptr, state_ptr, h_ptr, l, d,
+    REVERSE: tl.constexpr, ROW_SIDE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(ROW_SIDE).to(tl.int64)
+    offs_d = tl.program_id(1 - ROW_SIDE) * BLOCK_D + tl.arange(0, BLOCK_D)
     offs_l = tl.arange(0, BLOCK_L)
     last = (offs_l == BLOCK_L - 1)[:, None]
     T: tl.constexpr = state_ptr.dtype.element_ty
@@ -110,11 +113,12 @@ def _then_complex(a1, c1, b1, d1, a2, c2, b2, d2):
 
 @triton.jit
 def complex_scan_kernel(
-    a_ptr, b_ptr, state_ptr, h_ptr, l, d, REVERSE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
-):
+    a_ptr, b_ptr, state_ptr, h_ptr, l, d,
+    REVERSE: tl.constexpr, ROW_SIDE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     # Triton has no complex numbers: real and imaginary parts are two arrays, interleaved in memory.
-    row = tl.program_id(0).to(tl.int64)
-    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    row = tl.program_id(ROW_SIDE).to(tl.int64)
+    offs_d = tl.program_id(1 - ROW_SIDE) * BLOCK_D + tl.arange(0, BLOCK_D)
     offs_l = tl.arange(0, BLOCK_L)
     last = (offs_l == BLOCK_L - 1)[:, None]
     re, im = _number(state_ptr, row * d + offs_d, offs_d < d, 0.0, True, tl.float32)  # (BLOCK_D,)
@@ -320,9 +324,11 @@ def one_pass(a: Tensor, b: Tensor, initial_state: Tensor, reverse: bool, dtype: 
     kernel = complex_scan_kernel if b.is_complex() else scan_kernel
     h = b.new_empty(b.shape, dtype=dtype)
     sizes = _one_pass_sizes(d)
+    blocks = triton.cdiv(d, sizes["BLOCK_D"])
+    wide = blocks > MOST_PROGRAMS
     with on_device_of(b):
-        kernel[rows, triton.cdiv(d, sizes["BLOCK_D"])](
-            *map(_plain, (a, b, initial_state, h)), l, d, REVERSE=reverse, **sizes
+        kernel[(blocks, rows) if wide else (rows, blocks)](
+            *map(_plain, (a, b, initial_state, h)), l, d, REVERSE=reverse, ROW_SIDE=int(wide), **sizes
         )
     return h
 
@@ -368,7 +374,7 @@ def compilations() -> Iterator[Compilation]:
         one = complex_scan_kernel if is_complex else scan_kernel
         walking = {"CHUNK": CHUNK, "AHEAD": AHEAD}
         for kernel, own in (
-            (one, _one_pass_sizes(64)),
+            (one, {"ROW_SIDE": 0} | _one_pass_sizes(64)),
             (ends_kernel, walking | _walk_sizes(64, 1024)),
             (pass_kernel, walking | {"BLOCK_D": 32}),
             (states_kernel, walking | _walk_sizes(64, 1024)),

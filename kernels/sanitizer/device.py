@@ -12,12 +12,15 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import cuda as numba_cuda
 from numba.np import numpy_support
 
+from ssmcourse.kernels import runtime
 from ssmcourse.kernels.sanitizer.machine import Barrier, Machine, Together
 from ssmcourse.kernels.sanitizer.memory import WARP, Memory, Watched, elements, fill
 from ssmcourse.kernels.sanitizer.report import Instruction, Place, instruction
+
+runtime.cuda_mode()  # settles whether numba.cuda simulates, before it is imported
+from numba import cuda as numba_cuda  # noqa: E402
 
 FULL_MASK = 0xFFFFFFFF
 

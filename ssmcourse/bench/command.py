@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +32,7 @@ def names(operator: str | None) -> list[str]:
 
 
 def static(stored: dict[str, Any], operator: str | None) -> str:
-    """What the compiler made of the Triton kernels (of an operator), from benchmarks/results/kernels.json.
+    """What the compilers made of the GPU kernels (of an operator), from benchmarks/results/kernels.json.
 
     Raises:
         WrongCall: the operator has none.
@@ -41,7 +45,9 @@ def static(stored: dict[str, Any], operator: str | None) -> str:
     if operator and operator not in known:
         raise WrongCall(f"--static: got {operator!r}, expected one of {', '.join(known)}.")
     shown = [row for row in rows if operator in (None, of[row])]
-    return f"{table(shown)}\nCompiled on {stored['date']} by triton {stored['triton']}; `make kernels` does it again."
+    by = " and ".join(f"{name} {version}" for name, version in stored["versions"].items())
+    made = f"Compiled on {stored['date']} by {by}; `make kernels` does it again."
+    return f"{table(shown, stored['left_out'])}\n{made}"
 
 
 def plan(
@@ -107,3 +113,57 @@ def sound(result: dict[str, Any]) -> bool:
         "failed" not in row and row.get(d, {}).get("valid", True) for row in mine for d in tables.DIRECTIONS
     )
     return right and not result["failed"]
+
+
+# --- The file of --json ------------------------------------------------------------------------------
+
+
+def check_writable(file: Path) -> None:
+    """Find out whether `write` will do, and leave everything as it was.
+
+    Raises:
+        WrongCall: it will not.
+    """
+    with _told(file):
+        if _is_replaced(file):
+            _beside(file).touch(exist_ok=False)
+            _beside(file).unlink()
+        else:
+            file.open("a").close()
+
+
+def write(file: Path, results: dict[str, Any]) -> None:
+    """The results as JSON, whole or not at all: until then the file is what it was.
+
+    Raises:
+        WrongCall: it cannot be written.
+    """
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    with _told(file):
+        if not _is_replaced(file):
+            file.write_text(text, encoding="utf-8")
+            return
+        scratch = _beside(file)
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            os.replace(scratch, file.resolve())
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def _is_replaced(file: Path) -> bool:
+    """By another file, that is. A pipe or a device (/dev/stdout) is written to, and a folder not at all."""
+    return file.is_file() or not file.exists()
+
+
+def _beside(file: Path) -> Path:
+    file = file.resolve()  # of a link, the file that it leads to
+    return file.with_name(f".{file.name}.{os.getpid()}.new")
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WrongCall(f"--json: {file} cannot be written: {error.strerror}.") from None

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 import subprocess
 import sys
 
 import pytest
 import torch
-from allocations import allocated
 from operator_table import BACKENDS, DTYPES, LENGTHS, Case, among_nans, assert_agrees, need, random
 from torch import Tensor
 
-from ssmcourse.kernels import memory
 from ssmcourse.scan import linear_scan
 from ssmcourse.tolerance import mismatch
 
@@ -117,216 +114,6 @@ def test_a_reset_forgets(backend):
     assert problem is None, str(problem)
 
 
-# --- Half types ---------------------------------------------------------------------------------
-
-HALF = [torch.float16, torch.bfloat16]
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("d", [6, 19])  # on the CPU each has a kernel of its own
-@pytest.mark.parametrize("l", LENGTHS)
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_half(backend, dtype, l, d, reverse):
-    inputs = {
-        "a": gates((2, l, d), dtype),
-        "b": random((2, l, d), dtype, seed=2),
-        "initial_state": random((2, d), torch.float32, seed=3),
-    }
-    call = functools.partial(linear_scan, backend=backend)
-    assert_agrees(call, by_matrix, inputs, terms=l, reverse=reverse)
-    inputs["initial_state"] = inputs["initial_state"].to(dtype)
-    inputs["a"] = inputs["a"][:1, :, :1]
-    assert_agrees(call, by_matrix, inputs, terms=2 * d * l, reverse=reverse)
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("d", [1, 33])
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_half_states_are_float32_and_rounded_once(backend, dtype, d, threads):
-    """A sum of ones: bfloat16 cannot count beyond 256, float16 not beyond 2048."""
-    l, before = 3000, torch.get_num_threads()
-    count = torch.arange(l)
-    torch.set_num_threads(threads)
-    try:
-        for reverse in (False, True):
-            a = torch.ones(1, l, d, dtype=dtype, requires_grad=True)
-            b, first = torch.ones_like(a, requires_grad=True), torch.zeros(1, d, requires_grad=True)
-            h = linear_scan(a, b, first, reverse=reverse, backend=backend)
-            _, db, dfirst = torch.autograd.grad(h.sum(), (a, b, first))
-            up, down = ((count + 1).to(dtype), (l - count).to(dtype))
-            assert torch.equal(h[0, :, -1], down if reverse else up)
-            assert torch.equal(db[0, :, -1], up if reverse else down)
-            assert dfirst.unique().item() == l
-            assert first.count_nonzero() == 0, "the caller's initial state was written to"
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_an_initial_state_beyond_half(backend, reverse):
-    inputs = {
-        "a": torch.tensor([[0.01, 0.01]], dtype=torch.float16),
-        "b": torch.tensor([[3.0, 5.0]], dtype=torch.float16),
-        "initial_state": torch.tensor([1e5]),
-    }
-    dh = torch.tensor([[0.02, 0.02]], dtype=torch.float16)
-
-    def slope(function, given, **options):
-        given = {name: t.requires_grad_() for name, t in given.items()}
-        h = function(**given, reverse=reverse, **options)
-        return torch.autograd.grad(h, given["a"], dh.to(h.dtype))[0]
-
-    expected = slope(by_matrix, {name: t.double() for name, t in inputs.items()})
-    assert mismatch(slope(linear_scan, inputs, backend=backend), expected, terms=2) is None
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_half_takes_half_the_memory(dtype):
-    """Converted in the kernel, that is: a copy in float32 would take more than float32 itself."""
-    inputs = {name: random((1, 700, 96), torch.float32, seed=i) for i, name in enumerate("ab")}
-    inputs["a"] = inputs["a"].tanh()
-    full = allocated(linear_scan, inputs, backend="cpu")
-    half = allocated(linear_scan, {name: t.to(dtype) for name, t in inputs.items()}, backend="cpu")
-    assert all(h < 0.6 * f for h, f in zip(half, full, strict=True)), (half, full)
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_half_in_the_rules_of_torch(dtype):
-    a, b = (t.requires_grad_() for t in (gates((2, 5, 3), dtype), random((2, 5, 3), dtype, seed=2)))
-    first = random((2, 3), torch.float32, seed=3).requires_grad_()
-    linear_scan(a, b, backend="cpu")  # registers the operator
-    torch.library.opcheck(torch.ops.ssmcourse.linear_scan_cpu.default, (a, b, first, True))
-    given = [t.detach() for t in (b, a, b, first)]
-    torch.library.opcheck(torch.ops.ssmcourse.linear_scan_cpu_gradient.default, (*given, True))
-
-    def second(backend):
-        h = linear_scan(a, b, first, backend=backend)
-        slopes = torch.autograd.grad(h.sum(), (a, b, first), create_graph=True)
-        return torch.autograd.grad(sum((s * s).sum().float() for s in slopes), (a, first))
-
-    for got, expected in zip(second("cpu"), second("reference"), strict=True):
-        assert got.dtype == expected.dtype
-        assert mismatch(got.to(dtype), expected, terms=15) is None
-
-
-# --- The CPU backend on several threads ---------------------------------------------------------
-
-
-@pytest.fixture
-def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
-SHARED_OUT = {
-    "rows": ((5, 600, 30), None),
-    "rows with one gate each": ((5, 600, 30), (5, 1, 30)),
-    "rows with the same gates": ((5, 600, 30), (1, 600, 30)),
-    "blocks of channels": ((1, 70, 1200), None),
-    "pieces of l": ((1, 2100, 33), None),
-    "pieces of l with a constant gate": ((1, 2100, 33), (1, 1, 33)),
-    "pieces of l, two rows": ((1, 1400, 2, 32), None),
-    "narrow": ((70, 950), None),
-}
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("shape", "gate"), SHARED_OUT.values(), ids=SHARED_OUT.keys())
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
-@pytest.mark.usefixtures("four_threads")
-def test_threads_share_the_work(shape, gate, dtype, reverse):
-    inputs = {
-        "a": 0.9 * gates(gate or shape, dtype),
-        "b": random(shape, dtype, seed=2),
-        "initial_state": random((shape[0], *shape[2:]), dtype, seed=3),
-    }
-    assert_agrees(
-        functools.partial(linear_scan, backend="cpu"),
-        by_steps,
-        inputs,
-        terms=100 if gate is None else 3000,
-        reverse=reverse,
-    )
-
-
-def by_steps(a: Tensor, b: Tensor, initial_state: Tensor, *, reverse: bool) -> Tensor:
-    """The definition again, for lengths at which the matrix would not fit: no library code."""
-    h, out = initial_state, []
-    order = range(b.shape[1])
-    a, b = a.expand(b.shape).unbind(1), b.unbind(1)
-    for t in reversed(order) if reverse else order:
-        h = a[t] * h + b[t]
-        out.append(h)
-    return torch.stack(out[::-1] if reverse else out, 1)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_shares_one_row(threads, reverse):
-    """The first piece is done while the others are summed up; two threads have one of each."""
-    inputs = {
-        "a": 0.9 * gates((1, 2100, 33)),
-        "b": random((1, 2100, 33), seed=2),
-        "initial_state": random((1, 33), seed=3),
-    }
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert_agrees(
-            functools.partial(linear_scan, backend="cpu"), by_steps, inputs, terms=100, reverse=reverse
-        )
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    ("shape", "gate"),
-    [((2, 1024, 512), None), ((2, 1100, 512), (2, 1, 512)), ((1, 8256, 128), (1, 8256, 128))],
-)
-@pytest.mark.parametrize("threads", [1, 4])
-def test_results_too_large_for_the_cache(threads, shape, gate, reverse):
-    """They are written past the cache, into memory that may have been used before."""
-    a, b, first = 0.9 * gates(gate or shape), random(shape, seed=2), random((shape[0], shape[2]), seed=3)
-    expected = by_steps(a, b, first, reverse=reverse)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for dtype in (torch.float64, torch.float32):
-            h = linear_scan(a.to(dtype), b.to(dtype), first.to(dtype), reverse=reverse, backend="cpu")
-            assert mismatch(h, expected, terms=100) is None
-            del h
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_memory_is_used_again_but_never_while_somebody_has_it():
-    a, b = torch.full((1, 1, 512), 0.5), torch.ones(1, 4096, 512)
-    h = linear_scan(a, b, backend="cpu")
-    kept, place = h[0, -1:], h.data_ptr()
-    del h
-    other = linear_scan(a, 3 * b, backend="cpu")
-    assert other.data_ptr() != place, "a view still has it"
-    assert kept.unique().tolist() == [2]
-    del kept
-    assert linear_scan(a, b, backend="cpu").data_ptr() == place
-    assert sum(size * len(free) for size, free in memory._free.items()) <= memory.KEPT
-
-
-@pytest.mark.usefixtures("four_threads")
-def test_gates_whose_product_overflows_a_piece():
-    """1.2 to the 700th is beyond float32; the states that matter are not, since b is 0 until late."""
-    a, b = torch.full((1, 2100, 33), 1.2), torch.zeros(1, 2100, 33)
-    b[:, 2090:] = 1
-    problem = mismatch(linear_scan(a, b, backend="cpu"), linear_scan(a, b, backend="reference"), terms=10)
-    assert problem is None, str(problem)
-
-
 # --- The rules of torch -------------------------------------------------------------------------
 
 
@@ -412,7 +199,7 @@ for kernel, dtype, sizes, reverse in (
     (module.scan_kernel, "fp64", {"l": 1, "d": 1}, False),
     (module.complex_scan_kernel, "fp32", {}, False),
 ):
-    constants = {"REVERSE": reverse, "BLOCK_L": 64, "BLOCK_D": 32, **sizes}
+    constants = {"REVERSE": reverse, "ROW_SIDE": 0, "BLOCK_L": 64, "BLOCK_D": 32, **sizes}
     signature = {p: f"*{dtype}" for p in pointers} | {"l": "i32", "d": "i32"}
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
     for capability in (80, 90):
@@ -457,46 +244,3 @@ def test_compiles_ahead_of_time(backend, tmp_path, monkeypatch):
     if "no compiler" in done.stdout:
         pytest.skip(f"the extra [gpu] brings the CUDA toolkit; {done.stdout.strip()}")
     assert "compiled" in done.stdout
-
-
-def _then_ones(*gates: float) -> torch.Tensor:
-    return torch.tensor([*gates, *[1.0] * (8 - len(gates))]).reshape(1, 8, 1)
-
-
-def _halved_then_doubled() -> torch.Tensor:
-    a = torch.ones(1, 9000, 16)
-    a[:, 1300:1420], a[:, 2000:2120] = 0.5, 2.0  # both in one piece of four threads
-    return a
-
-
-@pytest.mark.parametrize(
-    ("a", "state", "last"),
-    [
-        (_then_ones(1e-25, 1e-25, 1e25, 1e25), 1e30, 1e30),
-        (_then_ones(1e20, 1e20, 0.0), 0.0, 0.0),
-        (_then_ones(*[1e-20] * 8), math.inf, math.inf),
-        (_then_ones(1.0, math.inf), 1.0, math.inf),
-        (_halved_then_doubled(), 1.0, 1.0),
-        (torch.full((1, 9000, 16), 0.5), math.inf, math.inf),
-    ],
-    ids=[
-        "tiny then huge",
-        "huge then zero",
-        "inf state",
-        "inf gate",
-        "through pieces",
-        "inf state in pieces",
-    ],
-)
-@pytest.mark.parametrize("threads", [1, 4])
-def test_products_of_gates_that_a_float_cannot_hold(a, state, last, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        first = torch.full((1, a.shape[2]), state)
-        h = linear_scan(a, torch.zeros_like(a), first, backend="cpu")
-        expected = linear_scan(a, torch.zeros_like(a), first, backend="reference")
-    finally:
-        torch.set_num_threads(before)
-    assert mismatch(h, expected, terms=a.shape[1]) is None
-    assert h[0, -1, 0].item() == pytest.approx(last)

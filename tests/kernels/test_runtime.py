@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import ssmcourse
 from ssmcourse.kernels import runtime, self_test
 from ssmcourse.scan import linear_scan
 
@@ -50,6 +51,21 @@ print(backends("linear_scan"))
 """
     expected = "cpu False interpreted simulated\n['cpu', 'reference', 'triton', 'numba_cuda']"
     assert python("import numba\n" + program) == expected  # numba has read its settings already
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    "module", ["ssmcourse.kernels.sanitizer", "ssmcourse.kernels.linear_scan.numba_cuda"]
+)
+def test_kernels_are_simulated_though_numba_was_there_first(module):
+    """numba has read its settings by then, and numba.cuda would be imported for a GPU."""
+    program = f"""
+import numba
+import {module}
+from ssmcourse.kernels import runtime
+print(runtime.cuda_mode())
+"""
+    assert python(program) == "simulated"
 
 
 @no_gpu
@@ -116,6 +132,40 @@ def test_a_backend_for_another_device_is_refused():
     assert runtime.choose("linear_scan", "auto", "meta") is runtime.choose("linear_scan", "reference", "cpu")
     with pytest.raises(ValueError, match="backend: got 'cpu', which does not take tensors on 'meta'"):
         runtime.choose("linear_scan", "cpu", "meta")
+
+
+def test_a_backend_that_cannot_take_the_arguments_is_passed_by(monkeypatch):
+    """As on a GPU, where Triton would be the best for a real A, and for a complex one there is the reference."""
+    monkeypatch.setitem(runtime._LIBRARY, "triton", lambda: runtime._Found("compiled"))
+    monkeypatch.setattr(runtime, "_why_it_fails", lambda backend: "")
+    assert runtime._load("selective_scan", "auto", "cuda") == "triton"
+    assert runtime._load("selective_scan", "auto", "cuda", {"triton": "complex A"}) == "reference"
+    with pytest.raises(
+        ValueError,
+        match=r"got 'triton', which does not take complex A\. selective_scan has here: auto, cpu, reference$",
+    ):
+        runtime.choose("selective_scan", "triton", "cuda", {"triton": "complex A"})
+
+
+def test_every_operator_is_a_public_function():
+    public = {
+        name for name in dir(ssmcourse) if callable(getattr(ssmcourse, name))
+    }  # and all are registered now
+    assert {"selective_scan", "ssd_state_update"} <= set(runtime._OPERATORS) <= public
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_scan_of_complex_numbers_compiles_in_one_graph(backend):
+    torch.compiler.reset()
+    x, dt = torch.rand(1, 5, 3), torch.rand(1, 5, 3)
+    A, B = torch.polar(torch.rand(3, 2), torch.rand(3, 2)), torch.rand(1, 5, 2) + 1j
+
+    def call(A, B):
+        return ssmcourse.selective_scan(x, dt, A, B, B, backend=backend)
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    for given in ((A, B), (-A.real, B.real)):  # the same compiled function, chosen anew
+        assert torch.equal(compiled(*given), call(*given))
 
 
 def test_unknown_names():

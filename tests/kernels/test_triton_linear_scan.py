@@ -210,3 +210,35 @@ def test_nan_and_infinity_reach_what_comes_after_them(way):
     assert h[0, :19, 1].isfinite().all()
     assert h[0, 19:, 1].isinf().all()
     assert h[0, :, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize(("rows", "d"), [(1, 2**21 + 1), (70_000, 1)])
+def test_no_grid_is_longer_than_a_gpu_takes(rows, d, dtype, monkeypatch):
+    """A GPU starts 2^31 - 1 programs along the first side of a grid, and 65,535 along the others."""
+    from ssmcourse.kernels.linear_scan import triton as module
+
+    grids = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for name in ("scan_kernel", "complex_scan_kernel", "ends_kernel", "pass_kernel", "states_kernel"):
+        monkeypatch.setattr(module, name, Recorder())
+    b = torch.zeros(rows, 1, d, dtype=dtype)
+    module.scan(b, b, b[:, 0], False)
+    (grid,) = grids
+    assert math.prod(grid) * module._one_pass_sizes(d)["BLOCK_D"] >= rows * d
+    assert all(side <= 65_535 for side in grid[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_more_blocks_of_channels_than_the_second_side_takes(dtype, monkeypatch):
+    from ssmcourse.kernels.linear_scan import triton as module
+
+    monkeypatch.setattr(module, "MOST_PROGRAMS", 1)
+    a, b, first = gates((3, 5, 70), dtype), random((3, 5, 70), dtype, seed=2), random((3, 70), dtype, seed=3)
+    wide = [t.to(torch.promote_types(dtype, torch.float64)) for t in (a, b, first)]
+    assert mismatch(scan("one_pass", a, b, first), by_matrix(*wide), terms=5) is None

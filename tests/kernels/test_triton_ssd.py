@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from operator_table import Case, among_nans, assert_agrees, random, results_and_gradients
-from test_ssd import BARE, HALF_TABLE, RESETS, TABLE, by_steps, case, inputs, packed
+from test_ssd import BARE, RESETS, TABLE, by_steps, case, inputs, packed
+from test_ssd_half import HALF_TABLE
 from torch import Tensor
 
 from ssmcourse.duality import ssd, ssd_state_update

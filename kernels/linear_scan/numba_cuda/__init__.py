@@ -16,7 +16,6 @@ that are finite step by step; but a state may be infinite, or 0, where the seque
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from ssmcourse.kernels import runtime
 
 runtime.cuda_mode()  # settles whether numba.cuda simulates, before it is imported
 
+from ssmcourse.kernels.compiling_numba import Compilation  # noqa: E402
 from ssmcourse.kernels.linear_scan import operator  # noqa: E402
 from ssmcourse.kernels.linear_scan.numba_cuda import (  # noqa: E402
     blelloch,
@@ -35,10 +35,10 @@ from ssmcourse.kernels.linear_scan.numba_cuda import (  # noqa: E402
     three_phases,
     warp_shuffles,
 )
-from ssmcourse.kernels.linear_scan.numba_cuda.launch import SIMULATED  # noqa: E402
+from ssmcourse.kernels.linear_scan.numba_cuda.launch import MOST_THREADS, SIMULATED, WARP  # noqa: E402
 from ssmcourse.kernels.linear_scan.numba_cuda.one_thread import scan_kernel  # noqa: E402
 
-__all__ = ["ALGORITHMS", "PtxCompilation", "linear_scan", "ptx_compilations", "scan", "scan_kernel"]
+__all__ = ["ALGORITHMS", "compilations", "linear_scan", "scan", "scan_kernel"]
 
 ALGORITHMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, bool], None]] = {
     "one_thread": one_thread.scan,
@@ -117,31 +117,29 @@ linear_scan = operator.register("numba_cuda", _scan)
 # --- Compiled without a GPU -------------------------------------------------------------------------
 
 
-class PtxCompilation(NamedTuple):
-    """A kernel with the types of its arguments, for `numba.cuda.compile_ptx(kernel.py_func, signature, cc=...)`."""
-
-    name: str
-    kernel: Any
-    signature: tuple[Any, ...]
-
-
-def ptx_compilations() -> Iterator[PtxCompilation]:
+def compilations() -> Iterator[Compilation]:
     """Every kernel of the ladder in float32 and float64, and the first one in complex numbers."""
     from numba import types
 
+    most, tile = MOST_THREADS, WARP * several_steps.MOST_SEGMENTS
     for T in (types.float32, types.float64, types.complex64, types.complex128):
         steps, state, words = T[:, :, ::1], T[:, ::1], types.int32[::1]
         given = (steps, steps, state, steps)
-        yield PtxCompilation(f"one_thread {T}", one_thread.scan_kernel, (*given, types.boolean))
+        name = f"linear_scan.numba_cuda.{{}} {T}"
+        reverse = types.boolean
+        yield Compilation(
+            name.format("one_thread"), one_thread.scan_kernel, (*given, reverse), one_thread.THREADS
+        )
         if T in (types.complex64, types.complex128):
             continue
-        for name, kernel, signature in (
-            ("hillis_steele", hillis_steele.hillis_steele_kernel, given),
-            ("blelloch", blelloch.blelloch_kernel, given),
-            ("warp_shuffles", warp_shuffles.warp_shuffles_kernel, given),
-            ("several_steps", several_steps.several_steps_kernel, given),
-            ("three_phases.scan_tiles", three_phases.scan_tiles_kernel, (steps,) * 6),
-            ("three_phases.add", three_phases.add_kernel, (steps, state, steps, steps)),
-            ("look_back", look_back.look_back_kernel, (*given, words, words, steps)),
+        for rung, kernel, signature, threads, shared in (
+            ("hillis_steele", hillis_steele.hillis_steele_kernel, given, most, 4 * most),
+            ("blelloch", blelloch.blelloch_kernel, given, most, 2 * (most + most // blelloch.BANKS)),
+            ("warp_shuffles", warp_shuffles.warp_shuffles_kernel, given, most, 0),
+            ("several_steps", several_steps.several_steps_kernel, given, tile, 4 * tile),
+            ("three_phases.scan_tiles", three_phases.scan_tiles_kernel, (steps,) * 6, tile, 4 * tile),
+            ("three_phases.add", three_phases.add_kernel, (steps, state, steps, steps), tile, 0),
+            ("look_back", look_back.look_back_kernel, (*given, words, words, steps), tile, 4 * tile),
         ):
-            yield PtxCompilation(f"{name} {T}", kernel, (*signature, types.boolean))
+            size = T.bitwidth // 8
+            yield Compilation(name.format(rung), kernel, (*signature, reverse), threads, shared * size)

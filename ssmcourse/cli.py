@@ -275,21 +275,32 @@ def bench(
     plan = command.plan(operator, threads, sizes, quick=quick, memory=memory)
     results = {}
     if file:
-        _write(file, "", mode="a")  # now, not when all is measured
+        command.check_writable(file)  # now, not when all is measured
     for name in command.names(operator):
         results[name] = command.measured(name, plan)
         if file:
-            _write(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            command.write(file, results)
     if not all(map(command.sound, results.values())):
         raise typer.Exit(1)
 
 
-def _write(file: Path, text: str, mode: str = "w") -> None:
-    try:
-        with file.open(mode, encoding="utf-8") as target:
-            target.write(text)
-    except OSError as error:
-        raise WrongCall(f"--json: {file} cannot be written: {error.strerror}.") from None
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A TOML file with tables [model], [data] and [training].")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The folder to write to, in the place of training.out. Without both: runs/NAME."
+        ),
+    ] = None,
+) -> None:
+    """Train a language model, or go on where its training was ended. Exits 1 when it did not come to its end.
+
+    Ctrl-C saves first. Started by torchrun, several processes share the work.
+    """
+    from ssmcourse.training.command import run
+
+    run(config, out)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

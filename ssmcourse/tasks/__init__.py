@@ -1,1 +1,1 @@
-"""Synthetic tasks and small real data, each a function that returns tensors and needs no download."""
+"""Synthetic tasks and small real data: tensors from a seed, no download."""

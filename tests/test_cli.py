@@ -13,7 +13,7 @@ import pytest
 
 from ssmcourse import cli
 
-COMMANDS = ["doctor", "list", "start", "next", "grade", "progress", "hint", "lab"]
+COMMANDS = ["doctor", "list", "start", "next", "grade", "progress", "hint", "bench", "train", "lab"]
 RUN_MEMORY = """import torch
 def run_memory(a, x):
     h, out = 0.0, []

@@ -316,3 +316,15 @@ def test_places_that_are_taken(tmp_path: Path) -> None:
             model.save_pretrained(tmp_path / name)
         says(error, str(tmp_path / name), word)
     assert (tmp_path / "file").read_text() == (tmp_path / "home" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize("layout", ["ssmcourse", "state-spaces", "transformers"])
+def test_others_may_read_what_was_saved(layout: str, tmp_path: Path) -> None:
+    """As the umask has it, like every other file."""
+    mask = os.umask(0o027)
+    try:
+        make("MM", torch.float32).save_pretrained(tmp_path / "model", layout)
+    finally:
+        os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o640}

@@ -40,7 +40,11 @@ def folder(path: Path) -> Iterator[Path]:
         yield new
         for file in kept:
             shutil.copy2(file, new / file.name, follow_symlinks=False)
-        new.chmod(0o777 & ~_umask())
+        umask = _umask()
+        new.chmod(0o777 & ~umask)
+        for name in NAMES:  # safetensors writes for its owner alone
+            if (new / name).exists():
+                (new / name).chmod(0o666 & ~umask)
         _put(new, target)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -7,18 +7,21 @@ float32 as it reads it (`widen`) and back as it writes it (`narrow`). Both vecto
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from typing import Any, cast
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from ssmcourse.kernels import memory
 from ssmcourse.kernels.vector_math import INLINED
 
+SMALL = 1 << 16  # numbers; a result with fewer is there quicker than memory.py finds room for it
 _AS_INTEGERS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 
@@ -26,17 +29,55 @@ def as_array(tensor: Tensor | None) -> np.ndarray | None:
     """The tensor's values as a contiguous NumPy array, without a copy where it is contiguous already."""
     if tensor is None:
         return None
-    tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    if tensor.requires_grad:  # what is not needed is left out: a step of generation has a dozen arrays
+        tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    tensor = tensor.contiguous()
     integers = _AS_INTEGERS.get(tensor.dtype)
     return (tensor if integers is None else tensor.view(integers)).numpy()
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, np.ndarray]:
-    """A new tensor (memory.py says where from), and its memory as `as_array` would show it."""
+    """A new tensor (memory.py says where from, unless it is small), and its memory as `as_array` would show it."""
+    if math.prod(shape) < SMALL:
+        tensor = torch.empty(shape, dtype=dtype)
+        return tensor, cast(np.ndarray, as_array(tensor))
     integers = _AS_INTEGERS.get(dtype)
     array = memory.empty(shape, torch.empty((), dtype=integers or dtype).numpy().dtype)
     tensor = torch.from_numpy(array)
     return (tensor if integers is None else tensor.view(dtype)), array
+
+
+@functools.cache
+def nothing(dtype: torch.dtype, ndim: int) -> np.ndarray:
+    """For an optional argument that is not there, (1, ..., 1, 0): a None would compile a kernel anew."""
+    return np.empty(
+        (1,) * (ndim - 1) + (0,), torch.empty((), dtype=_AS_INTEGERS.get(dtype, dtype)).numpy().dtype
+    )
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a contiguous tensor's values lie, for `array_at`; 0 for None. A fraction of what making an array costs."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def array_at(address: Any, shape: Any, like: Any) -> Any:
+    """In a kernel: the array of that shape (a tuple) at an address, of the type of `like`."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+@overload(array_at, jit_options=INLINED)
+def _array_at(address, shape, like):
+    return lambda address, shape, like: carray(_pointer(address, like), shape)
+
+
+@intrinsic
+def _pointer(typingctx, address, like):
+    def emit(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), emit
 
 
 def widen(value: Any) -> Any:

@@ -19,11 +19,13 @@ import contextlib
 import functools
 import hashlib
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -44,7 +46,7 @@ def native(function: Callable[..., Any]) -> Callable[..., Any]:
     _survive_the_disk(compiled._cache)
     # Numba looks only at the function's own file to know whether what it has on disk is still true.
     file = compiled._cache._cache_file
-    file._source_stamp = (file._source_stamp, _source_of_all(Path(function.__code__.co_filename).parent))
+    file._source_stamp = (file._source_stamp, _source_of_all(_folders(function)))
     return compiled
 
 
@@ -67,11 +69,30 @@ def _survive_the_disk(cache: Any) -> None:
     cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
+def _folders(function: Callable[..., Any]) -> frozenset[Path]:
+    """Of the function's file, and of the modules of kernels that its own imports functions from, and these in turn."""
+    waiting, seen = [function.__module__], set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen or module not in sys.modules:
+            continue
+        seen.add(module)
+        for value in list(vars(sys.modules[module]).values()):
+            home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(home, str) and home.startswith(f"{__package__}."):
+                waiting.append(home)
+    files = [
+        function.__code__.co_filename,
+        *(getattr(sys.modules[module], "__file__", None) for module in seen),
+    ]
+    return frozenset(Path(file).parent for file in files if file)
+
+
 @functools.cache
-def _source_of_all(folder: Path) -> str:
-    """A digest of all that a kernel of this folder may be compiled from: the folder, and the files beside this."""
-    sources = sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")})
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+def _source_of_all(folders: frozenset[Path]) -> str:
+    """A digest of all that a kernel may be compiled from: these folders, and the files beside this."""
+    files = {path for folder in folders | {Path(__file__).parent} for path in folder.glob("*.py")}
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def run(kernel: Callable[..., Any], jobs: Iterable[tuple]) -> None:

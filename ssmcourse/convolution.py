@@ -20,6 +20,7 @@ from torch import Tensor
 from ssmcourse import packing
 from ssmcourse.arguments import Arguments, one_of
 from ssmcourse.kernels import runtime
+from ssmcourse.kernels.plain import backend_of_a_step
 from ssmcourse.precision import without_autocast, working_dtype
 
 
@@ -144,11 +145,19 @@ def causal_conv1d_update(
     given.activation("x", x, "b d")
     w = _width(given, weight, bias, activation)
     given.parameter("state", state, f"b {w - 1} d")
+    return conv1d_step(x, state, weight, bias, activation == "silu")
+
+
+def conv1d_step(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """`causal_conv1d_update` for a layer that made the arguments, so that they fit."""
     working = working_dtype(x, weight, bias, state)
-    step = runtime.choose("causal_conv1d_update", "auto", x.device.type) if x.numel() else _one_step
-    wide_bias = None if bias is None else bias.to(working)
-    y, new = step(x, state, weight.to(working), wide_bias, activation == "silu")
-    return y, new
+    step = _one_step
+    if x.numel():
+        backend = backend_of_a_step(x, state, weight, bias)
+        step = runtime.choose("causal_conv1d_update", backend, x.device.type)
+    return step(x, state, weight.to(working), None if bias is None else bias.to(working), silu)
 
 
 def _width(given: Arguments, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
@@ -221,6 +230,7 @@ runtime.register(
 )
 runtime.register(
     "causal_conv1d_update",
+    cpu="ssmcourse.kernels.causal_conv1d.cpu_update:update",
     triton="ssmcourse.kernels.causal_conv1d.triton_update:update",
     reference=_one_step,
 )

@@ -34,6 +34,7 @@ from torch.nn.functional import pad, silu, softplus
 from ssmcourse import packing
 from ssmcourse.arguments import Arguments, groups
 from ssmcourse.kernels import runtime
+from ssmcourse.kernels.plain import backend_of_a_step
 from ssmcourse.precision import without_autocast, working_dtype
 
 Ends = list[tuple[int, int]]  # (row, step): where the sequences end whose states are wanted
@@ -161,8 +162,19 @@ def ssd_state_update(
     Cost: O(b h p n). Source: Dao & Gu 2024, eq. 1.
     """
     _check("b", x, dt, A, B, C, D, z, dt_bias, dt_limit, state=state)
+    return ssd_step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit)
+
+
+def ssd_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`ssd_state_update` for a layer that made the arguments, so that they fit: the checks cost as much again."""
     A, skip, dt_bias = _parameters(dt, A, D, dt_bias, state, x.shape[-2:])
-    step = runtime.choose("ssd_state_update", "auto", x.device.type) if x.numel() else _one_step
+    step = _one_step
+    if x.numel() and B.numel():
+        backend = backend_of_a_step(x, state, dt, A, B, C, D, z, dt_bias)
+        step = runtime.choose("ssd_state_update", backend, x.device.type)
     return step(state.to(A.dtype), x, dt, A, B, C, skip, z, dt_bias, dt_softplus, *map(float, dt_limit))
 
 
@@ -303,6 +315,7 @@ def _one_step(
 
 runtime.register(
     "ssd_state_update",
+    cpu="ssmcourse.kernels.state_update.cpu:ssd_state_update",
     triton="ssmcourse.kernels.state_update.triton_ssd:ssd_state_update",
     reference=_one_step,
 )

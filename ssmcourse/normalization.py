@@ -48,7 +48,8 @@ def gated_rms_norm(
 
     Gradients of x, weight and z (first order; to any order with backend="reference").
 
-    Cost: O(1) an element. "triton" reads x and z once and writes y; the reference has some ten intermediate results.
+    Cost: O(1) an element. "cpu" and "triton" read x and z once and write y; the reference has some ten intermediate
+    results.
     Source: Zhang & Sennrich 2019 (RMS norm), eq. 4; Dao & Gu 2024 (Mamba-2), section 7.1. Lesson 11.
     """
     given = Arguments()
@@ -95,6 +96,7 @@ def _inverse_root(u: Tensor, eps: float) -> Tensor:
 
 runtime.register(
     "gated_rms_norm",
+    cpu="ssmcourse.kernels.gated_rms_norm.cpu:gated_rms_norm",
     triton="ssmcourse.kernels.gated_rms_norm.triton:gated_rms_norm",
     reference=_by_definition,
 )

@@ -20,6 +20,7 @@ from ssmcourse import packing
 from ssmcourse.arguments import Arguments, groups, one_of
 from ssmcourse.discretization import discretize
 from ssmcourse.kernels import runtime
+from ssmcourse.kernels.plain import backend_of_a_step
 from ssmcourse.precision import without_autocast, working_dtype
 
 RULES = {"euler": "mamba", "zoh": "zoh"}  # b_disc -> the method of `discretize`
@@ -96,8 +97,8 @@ def selective_scan(
         None if initial_state is None else initial_state.to(dtype),
     )
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    operator = "selective_scan of complex A" if A.is_complex() else "selective_scan"
-    scan = runtime.choose(operator, backend, x.device.type)
+    cannot_take = {"triton": "complex A"} if A.is_complex() else {}  # it has no complex numbers
+    scan = runtime.choose("selective_scan", backend, x.device.type, cannot_take)
     y, final, *_ = scan(*tensors, sequence, sequences, dt_softplus, b_disc == "zoh", keep)
     return (y, final) if return_final_state else y
 
@@ -134,11 +135,21 @@ def selective_state_update(
     """
     _check(x, dt, A, B, C, D, z, dt_bias, state, "b d", ("b n", "b g n"), "state")
     one_of("b_disc", b_disc, tuple(RULES))
+    return selective_step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, b_disc)
+
+
+def selective_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_softplus: bool, b_disc: str = "euler",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`selective_state_update` for a layer that made the arguments, so that they fit: the checks cost as much again."""
     real, dtype = _dtypes(x, A, D, dt_bias, state)
     B, C = (M.unsqueeze(1) if M.ndim == 2 else M for M in (B, C))
     D, dt_bias = (None if v is None else v.to(real) for v in (D, dt_bias))
-    in_torch = dtype.is_complex or not x.numel()
-    step = _one_step if in_torch else runtime.choose("selective_state_update", "auto", x.device.type)
+    step = _one_step
+    if x.numel() and not dtype.is_complex:
+        backend = backend_of_a_step(x, state, dt, A, B, C, D, z, dt_bias)
+        step = runtime.choose("selective_state_update", backend, x.device.type)
     return step(state.to(dtype), x, dt, A.to(dtype), B, C, D, z, dt_bias, dt_softplus, b_disc == "zoh")
 
 
@@ -220,13 +231,15 @@ def _final(states: list[Tensor], sequence: Tensor | None, sequences: int) -> Ten
     return torch.stack(states[1:], 1)[packing.ends(sequence)]
 
 
-_CPU = "ssmcourse.kernels.selective_scan.cpu:selective_scan"
-_TRITON = "ssmcourse.kernels.selective_scan.triton:selective_scan"
-runtime.register("selective_scan", cpu=_CPU, triton=_TRITON, reference=_by_definition)
-# Triton has no complex numbers: then "auto" must find another on a GPU.
-runtime.register("selective_scan of complex A", cpu=_CPU, reference=_by_definition)
+runtime.register(
+    "selective_scan",
+    cpu="ssmcourse.kernels.selective_scan.cpu:selective_scan",
+    triton="ssmcourse.kernels.selective_scan.triton:selective_scan",
+    reference=_by_definition,
+)
 runtime.register(
     "selective_state_update",
+    cpu="ssmcourse.kernels.state_update.cpu:selective_state_update",
     triton="ssmcourse.kernels.state_update.triton_selective:selective_state_update",
     reference=_one_step,
 )

@@ -227,19 +227,29 @@ def check_cache(cache: Cache | None, b: int) -> None:
 
 
 def entries(cache: Cache, **shapes: tuple[int, ...]) -> list[Tensor]:
-    """The tensors of a cache by name; refuse a cache that another layer made."""
-    if cache.keys() != shapes.keys() or any(cache[name].shape != shape for name, shape in shapes.items()):
-        got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in cache.items()) or "nothing"
-        wanted = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"cache: got one with {got}, expected {wanted}")
-    return [cache[name] for name in shapes]
+    """The tensors of a cache by name; refuse one that another layer made, or for another number of rows."""
+    if isinstance(cache, dict) and len(cache) == len(shapes):
+        found: list = [cache.get(name) for name in shapes]
+        if [getattr(value, "shape", None) for value in found] == list(shapes.values()):
+            return found
+    need(cache)
+    for b, *_ in shapes.values():
+        check_cache(cache, b)
+    got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in cache.items()) or "nothing"
+    wanted = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise ValueError(f"cache: got one with {got}, expected {wanted}")
+
+
+def need(cache: Cache | None) -> None:
+    """Refuse None, where there must be a cache."""
+    if cache is None:
+        raise ValueError("cache: got None, expected what `allocate_cache(batch)` gives")
 
 
 def check_step(x: Tensor, cache: Cache, d_model: int) -> None:
     """Refuse what `step` cannot take."""
     Arguments().activation("x", x, f"b {d_model}")
-    if cache is None:
-        raise ValueError("cache: got None, expected what `allocate_cache(batch)` gives")
+    need(cache)
     check_cache(cache, len(x))
 
 

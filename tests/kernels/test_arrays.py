@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssmcourse.kernels.arrays import as_array, empty, narrow, widen
+from ssmcourse.kernels.arrays import address, array_at, as_array, empty, narrow, nothing, widen
 from ssmcourse.kernels.threads import native
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -79,3 +79,27 @@ def test_an_array_holds_what_a_lazy_conjugate_means():
     assert as_array(z.conj())[0] == 1 - 2j
     assert as_array(z.conj().imag)[0] == -2
     assert as_array(None) is None
+
+
+@native
+def _doubled(at, rows, columns, like):
+    array = array_at(at, (rows, columns), like)
+    for row in range(rows):
+        for column in range(columns):
+            array[row, column] *= 2
+    return array.size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_array_at_an_address_is_the_tensor(dtype):
+    tensor = torch.arange(6, dtype=dtype).view(2, 3)
+    assert _doubled(address(tensor[1:]), 1, 3, nothing(dtype, 1)) == 3
+    assert tensor.tolist() == [[0, 1, 2], [6, 8, 10]]
+    assert _doubled(address(None), 0, 3, nothing(dtype, 1)) == 0
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
+def test_nothing_is_of_the_type_that_an_array_would_have(dtype, ndim):
+    array = nothing(dtype, ndim)
+    assert (array.size, array.ndim, array.dtype) == (0, ndim, as_array(torch.empty(1, dtype=dtype)).dtype)

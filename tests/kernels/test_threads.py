@@ -159,6 +159,15 @@ print(double(21), sum(double.stats.cache_hits.values()))
 """
 
 
+def test_a_kernel_is_as_old_as_the_youngest_file_that_it_is_compiled_from():
+    """Of other folders too, at second hand: a layer's step calls the state's, which uses the selective scan's."""
+    from ssmcourse.kernels.layer_step import cpu
+
+    folders = {folder.name for folder in threads._folders(cpu._mamba.py_func)}
+    assert {"layer_step", "state_update", "causal_conv1d", "selective_scan"} <= folders
+    assert not folders & {"wkv", "legs", "ssd"}
+
+
 def test_a_damaged_cache_is_made_anew(tmp_path):
     """As after a crash of the system: Numba alone would raise an EOFError at every call from then on."""
     (tmp_path / "kernel.py").write_text(DOUBLE)

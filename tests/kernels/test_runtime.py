@@ -136,6 +136,7 @@ def test_a_backend_for_another_device_is_refused():
 
 def test_a_backend_that_cannot_take_the_arguments_is_passed_by(monkeypatch):
     """As on a GPU, where Triton would be the best for a real A, and for a complex one there is the reference."""
+    assert callable(ssmcourse.selective_scan)  # it is registered now
     monkeypatch.setitem(runtime._LIBRARY, "triton", lambda: runtime._Found("compiled"))
     monkeypatch.setattr(runtime, "_why_it_fails", lambda backend: "")
     assert runtime._load("selective_scan", "auto", "cuda") == "triton"
@@ -148,9 +149,10 @@ def test_a_backend_that_cannot_take_the_arguments_is_passed_by(monkeypatch):
 
 
 def test_every_operator_is_a_public_function():
+    homes = (ssmcourse, ssmcourse.attention)
     public = {
-        name for name in dir(ssmcourse) if callable(getattr(ssmcourse, name))
-    }  # and all are registered now
+        name for home in homes for name in dir(home) if callable(getattr(home, name))
+    }  # and all are registered
     assert {"selective_scan", "ssd_state_update"} <= set(runtime._OPERATORS) <= public
 
 

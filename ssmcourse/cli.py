@@ -286,7 +286,7 @@ def bench(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML file with tables [model], [data] and [training].")],
+    config: Annotated[Path, typer.Argument(help="A TOML file with the tables model, data and training.")],
     out: Annotated[
         Path | None,
         typer.Option(

@@ -61,6 +61,7 @@ def test_help(run):
     code, out, _ = run("--help")
     assert code == 0
     assert "ssmcourse train" in out
+    assert "tables model, data and training" in " ".join(out.replace("│", " ").split())
     assert "--out" in out
 
 

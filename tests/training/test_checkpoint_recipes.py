@@ -47,7 +47,7 @@ def test_there_is_a_recipe_for_every_kind():
     assert set(kinds["mamba2"]) == {"2"}
     assert {"2", "*"} < set(kinds["hybrid"])
     assert set(kinds["attention"]) == {"*", "-"}
-    assert {"griffin", "rwkv4", "recall_h3", "recall_mamba", "recall_attention"} < set(kinds)
+    assert {"griffin", "rwkv4", "recall_h3", "recall_mamba2", "recall_attention"} < set(kinds)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if (FOLDER / name).is_dir()])

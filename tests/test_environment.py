@@ -128,8 +128,14 @@ ROOMS = {
     "tools": (["tests", "benchmarks", "authoring"], ["lab", "test"]),
 }
 
-# what the library imports only where it is there: pytest loads its plugin, the doctor looks for Jupyter
-OPTIONAL = {"pytest_plugin.py": {"pytest"}, "doctor.py": {"jupyter_core"}}
+# what is imported only where it is there: pytest loads its plugin, the doctor looks for Jupyter, a checkpoint may
+# bring a tokenizer, a benchmark has rivals
+OPTIONAL = {
+    "pytest_plugin.py": {"pytest"},
+    "doctor.py": {"jupyter_core"},
+    "text.py": {"tokenizers"},
+    "layers.py": {"mambapy"},
+}
 
 
 @pytest.mark.parametrize("where", ROOMS)

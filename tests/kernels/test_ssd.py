@@ -11,6 +11,7 @@ from operator_table import LENGTHS, Case, among_nans, assert_agrees, random
 from torch import Tensor
 
 from ssmcourse.duality import ssd
+from ssmcourse.kernels import runtime
 from ssmcourse.scan import backends
 from ssmcourse.tolerance import mismatch
 
@@ -324,3 +325,25 @@ def test_packed_sequences_compile_in_one_graph(return_final_state):
     expected = call(labels)
     for g, e in zip(got, expected, strict=True):
         assert mismatch(g, e) is None
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_the_gradient_of_no_states_may_be_a_tensor(backend, pack):
+    """As torch.compile gives it: a backward that took it for one of states would read what is not there."""
+    if backend not in backends("ssd"):
+        pytest.skip("no triton")
+    run = runtime.choose("ssd", backend, "cpu")
+    grads = []
+    for with_states in (False, True):
+        given = [random(shape, torch.float32, seed=i) for i, shape in enumerate([(2, 5, 2, 4), (2, 5, 2)])]
+        given += [-given[1].abs()] + [random((2, 5, 1, 3), torch.float32, seed=i) for i in (3, 4)]
+        state = random((2, 2, 4, 3), torch.float32, seed=5)
+        leaves = [t.requires_grad_() for t in (*given, state)]
+        marks = packed(2, 5) if pack else None
+        y, final = run(*leaves[:5], None, None, leaves[5], marks, 0, 16)
+        assert len(final) == 0
+        loss = y.square().sum()
+        grads.append(torch.autograd.grad(loss + final.sum() if with_states else loss, leaves))
+    for got, expected in zip(*grads, strict=True):
+        assert torch.equal(got, expected)

@@ -32,8 +32,8 @@ def register(
             gradient and are nobody else's business (states at the ends of chunks, say). A tuple, even of one.
         gradient: (upstream, outputs, *arguments) -> the gradients of the floating and complex tensors among
             the arguments that are not None, in their order: contiguous, each of its argument's shape and
-            dtype. `upstream` has a gradient for each result, None where nobody used that result;
-            `outputs` is all that `forward` gave.
+            dtype. `upstream` has a gradient for each result, None where nobody used that result, or where it is
+            empty beside one that is not; `outputs` is all that `forward` gave.
         fake: (*arguments) -> empty tensors of the shapes and dtypes that `forward` gives.
         results, kept: how many tensors of either kind `forward` gives.
     Returns:
@@ -79,7 +79,11 @@ def _register_gradient(
     given = "".join(f"Tensor out{i}, " for i in range(outputs))
 
     def flat(*values: Any) -> list[Tensor]:
-        return gradient(values[:results], values[results : results + outputs], *values[results + outputs :])
+        upstream = values[:results]
+        if any(d is not None and d.numel() for d in upstream):
+            # For an empty result beside another, autograd hands over None, and torch.compile an empty tensor.
+            upstream = tuple(None if d is None or not d.numel() else d for d in upstream)
+        return gradient(upstream, values[results : results + outputs], *values[results + outputs :])
 
     def fake(*values: Any) -> list[Tensor]:
         arguments = [v for v in values[results + outputs :] if _differentiable(v)]

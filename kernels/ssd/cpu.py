@@ -72,8 +72,6 @@ def gradient(
     """The gradients of the tensors that there are, in the order of the arguments."""
     (b, l, h, p), (g, n) = x.shape, B.shape[2:]
     dy, dfinal = upstream
-    if not sequences:  # torch may give the gradient of no states as a tensor, too
-        dfinal = None
     inputs = _inputs(x, dt, log_a, B, C, D, z, initial_state)
     tables = _tables(b, l, seq_idx, initial_state is not None, dfinal is not None)
     stored = _stored(x, dt)

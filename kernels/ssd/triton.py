@@ -260,8 +260,6 @@ def gradient(
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of the tensors that there are, in the order of the arguments."""
     dy, dfinal = upstream
-    if not sequences:  # torch may give the gradient of no states as a tensor, too
-        dfinal = None
     states = outputs[2]
     given = read(x, dt, log_a, B, C, D, z, initial_state, seq_idx, dfinal is not None)
     given.flags["HAS_FINAL"] = dfinal is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssmcourse import lazy
 
 if TYPE_CHECKING:  # what an editor and a type checker see
     from ssmcourse.models.config import LanguageModelConfig as LanguageModelConfig
@@ -23,14 +24,4 @@ _HOME = {
     "stream_text": "text",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ssmcourse.models' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ssmcourse.models.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

@@ -5,8 +5,9 @@ Every one is a `SequenceLayer`: `ssmcourse/nn/sequence.py` says how they are cal
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssmcourse import lazy
 
 if TYPE_CHECKING:  # what an editor and a type checker see
     from ssmcourse.nn.attention import Attention as Attention
@@ -44,14 +45,4 @@ _HOME = {
     "parameter_groups": "sequence",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ssmcourse.nn' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ssmcourse.nn.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssmcourse import lazy
 
 if TYPE_CHECKING:  # what an editor and a type checker see
     from ssmcourse.training.compression import Compression as Compression
@@ -40,14 +41,4 @@ _HOME = {
     "train": "loop",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ssmcourse.training' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ssmcourse.training.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

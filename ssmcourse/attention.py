@@ -204,7 +204,7 @@ def ssd_matrix(
     decay = _semiseparable("ssd_matrix", backend, log_a, step, torch.ones_like(step))
     scores = (C.to(working).transpose(1, 2) @ B.to(working).permute(0, 2, 3, 1)).tril()  # (b, g, l, l)
     M = (decay.unflatten(1, (scores.shape[1], -1)) * scores[:, :, None]).flatten(1, 2)
-    return _with_diagonal(M, D).to(dt.dtype)
+    return with_diagonal(M, D).to(dt.dtype)
 
 
 @without_autocast
@@ -254,7 +254,7 @@ def h3_matrix(
     shifted = fft_conv(k.to(working), taps, D_shift)
     by_head = (t.to(working).unflatten(2, (h, -1)).transpose(1, 2) for t in (q, shifted))
     queries, keys = by_head  # (b, h, l, p)
-    return (queries @ keys.mT * _with_diagonal(_toeplitz(ssm_kernel.to(working)), D_ssm)).to(q.dtype)
+    return (queries @ keys.mT * with_diagonal(_toeplitz(ssm_kernel.to(working)), D_ssm)).to(q.dtype)
 
 
 def kernel_matrix(kernel: Tensor) -> Tensor:
@@ -380,7 +380,7 @@ def _toeplitz(kernel: Tensor) -> Tensor:
     return pad(kernel.flip(-1), (0, l - 1)).unfold(-1, l, 1).flip(-2)
 
 
-def _with_diagonal(M: Tensor, D: Tensor | None) -> Tensor:
+def with_diagonal(M: Tensor, D: Tensor | None) -> Tensor:
     """M (..., h, l, l) with D (h,) added on the diagonals."""
     if D is None:
         return M

@@ -79,13 +79,13 @@ def _by_definition(
     if gate is not None and not norm_first:
         u = u * gate
     groups = u.unflatten(-1, (-1, group_size)) if group_size else u[..., None]
-    y = (groups * _inverse_root(groups, eps)).reshape(u.shape) * weight
+    y = (groups * inverse_root(groups, eps)).reshape(u.shape) * weight
     if gate is not None and norm_first:
         y = y * gate
     return (y.to(x.dtype),)
 
 
-def _inverse_root(u: Tensor, eps: float) -> Tensor:
+def inverse_root(u: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(u^2) + eps) over the last dimension. Squares that would overflow are taken of u / m."""
     if not u.numel():
         return u

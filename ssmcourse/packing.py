@@ -6,6 +6,7 @@ it changes to. Every row starts one. So 3 3 3 5 5 3 is three sequences, of 3, 2 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -23,6 +24,12 @@ def ends(seq_idx: Tensor) -> Tensor:
 def number(seq_idx: Tensor) -> Tensor:
     """(b, l), int64: the sequences of each row numbered 0, 1, 2, ..."""
     return changes(seq_idx).long().cumsum(1)
+
+
+def places(seq_idx: Tensor) -> Tensor:
+    """(b, l), int64: each step's place in its own sequence: 0, 1, 2, ..."""
+    steps = torch.arange(seq_idx.shape[1], device=seq_idx.device).expand_as(seq_idx)
+    return steps - steps.masked_fill(~changes(seq_idx), 0).cummax(1).values
 
 
 def count(seq_idx: Tensor) -> int:

@@ -16,6 +16,7 @@ def test_three_rows_by_hand(dtype):
     assert packing.number(marks).tolist() == [[0, 0, 0, 1, 1, 2], [0] * 6, [0, 1, 2, 3, 3, 4]]
     wanted = [[0, 0, 0, 1, 1, 2], [3] * 6, [4, 5, 6, 7, 7, 8]]
     assert packing.number_over_all_rows(marks).tolist() == wanted
+    assert packing.places(marks).tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 1, 0]]
     assert packing.count(marks) == 9
 
 
@@ -24,4 +25,5 @@ def test_empty(shape):
     marks = torch.zeros(shape, dtype=torch.int64)
     for of_every_step in (packing.changes, packing.ends, packing.number, packing.number_over_all_rows):
         assert of_every_step(marks).shape == shape
+    assert packing.places(marks).shape == shape
     assert packing.count(marks) == shape[0]

@@ -240,9 +240,8 @@ def _positions(x: Tensor, sequence: Tensor | None, held: Tensor | None) -> Tenso
     steps = torch.arange(x.shape[1], device=x.device)
     if sequence is None:
         return steps if held is None else held[:, None] + steps
-    starts = steps.masked_fill(~packing.changes(sequence), 0).cummax(1).values
     before = 0 if held is None else held[:, None] * (sequence == 0)
-    return steps - starts + before
+    return packing.places(sequence) + before
 
 
 def _visible(x: Tensor, sequence: Tensor | None, held: Tensor | None, n: int) -> Tensor:

@@ -32,6 +32,7 @@ from ssmcourse.attention import (
     rglru_matrix,
     selective_scan_matrix,
     ssd_matrix,
+    with_diagonal,
     wkv4_matrix,
 )
 from ssmcourse.attribution import LayerAttention
@@ -46,6 +47,7 @@ from ssmcourse.nn.mamba2 import Mamba2
 from ssmcourse.nn.rwkv import RWKV4
 from ssmcourse.nn.s4 import LinearSystemLayer
 from ssmcourse.nn.sequence import SequenceLayer
+from ssmcourse.normalization import inverse_root
 
 Parts = frozenset[str]
 
@@ -106,8 +108,7 @@ def _norm_factor(layer: Mamba2, y: Tensor, z: Tensor) -> Tensor:
     assert norm is not None
     seen = y if norm.norm_before_gate else y * silu(z)
     groups = seen.unflatten(-1, (-1, norm.group_size or seen.shape[-1]))
-    root = (groups.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
-    return root.expand_as(groups).flatten(-2) * norm.weight
+    return inverse_root(groups, norm.eps).expand_as(groups).flatten(-2) * norm.weight
 
 
 @implicit_attention.register
@@ -118,7 +119,7 @@ def _(layer: LinearSystemLayer, x: Tensor, include: Parts, channels: Tensor) -> 
     if "D" in include:
         M = _with_skip(M, D[channels], replace="ssm" not in include)
     y = fft_conv(x, kernel, D)
-    curve = None if layer.out_proj is None else _gelu_factor(y)
+    curve = None if layer.out_proj is None else torch.special.ndtr(y)  # gelu(y) = Φ(y) y
     return _assembled(M, x, include, channels, after=curve)
 
 
@@ -272,9 +273,4 @@ def _with_skip(M: Tensor, D: Tensor, *, replace: bool) -> Tensor:
     D = D.to(M.dtype)
     if replace:
         return M * D[:, None, None]
-    return torch.diagonal_scatter(M, M.diagonal(0, -2, -1) + D[:, None], 0, -2, -1)
-
-
-def _gelu_factor(y: Tensor) -> Tensor:
-    """Φ(y) in gelu(y) = Φ(y) y."""
-    return 0.5 * (1 + torch.erf(y * 0.5**0.5))
+    return with_diagonal(M, D)

@@ -127,10 +127,6 @@ class S4(LinearSystemLayer):
     ) -> None:
         check_sizes(d_model, d_state)
         one_of("measure", measure, MEASURES)
-        if d_state % 2:
-            raise ValueError(
-                f"d_state: got {d_state}, expected an even number: modes come in conjugate pairs"
-            )
         ssm = NPLRSystem(d_model, d_state, measure, dt_min, dt_max)
         super().__init__(ssm, d_model, dropout, bare, device, dtype)
 
@@ -170,9 +166,5 @@ class S4D(LinearSystemLayer):
         check_sizes(d_model, d_state)
         one_of("init", init, INITS)
         one_of("method", method, ("zoh", "bilinear"))
-        if d_state % 2:
-            raise ValueError(
-                f"d_state: got {d_state}, expected an even number: modes come in conjugate pairs"
-            )
         ssm = DiagonalSystem(d_model, d_state, init, method, dt_min, dt_max)
         super().__init__(ssm, d_model, dropout, bare, device, dtype)

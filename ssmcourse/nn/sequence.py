@@ -203,9 +203,7 @@ class Spans:
 
     def _places(self, seq_idx: Tensor) -> tuple[Tensor, Tensor]:
         """For every token, the row and the column that it has in `rows`: both (b, l)."""
-        steps = torch.arange(seq_idx.shape[1], device=seq_idx.device).expand_as(seq_idx)
-        starts = steps.masked_fill(~packing.changes(seq_idx), 0).cummax(1).values
-        return packing.number_over_all_rows(seq_idx), steps - starts
+        return packing.number_over_all_rows(seq_idx), packing.places(seq_idx)
 
 
 def last_inputs(x: Tensor, before: Tensor, lengths: Tensor) -> Tensor:

@@ -11,8 +11,6 @@ from xml.etree import ElementTree
 import nbformat
 import pytest
 
-from ssmcourse import cli
-
 COMMANDS = ["doctor", "list", "start", "next", "grade", "progress", "hint", "bench", "train", "lab"]
 RUN_MEMORY = """import torch
 def run_memory(a, x):
@@ -42,22 +40,6 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setenv("SSMCOURSE_PROGRESS", str(tmp_path / "progress.json"))
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Calls the command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ssmcourse", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        code = end.value.code or 0
-        return code, out, err
-
-    return call
 
 
 def test_help_is_quick_and_imports_no_torch():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from ssmcourse import cli
 from ssmcourse.bench import command, session, tables
 from ssmcourse.bench.operators import OPERATORS
 from ssmcourse.bench.peers import PEERS
@@ -20,18 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Calls the command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ssmcourse", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return end.value.code or 0, out, err
-
-    return call
+def run(run):
+    """`ssmcourse bench` in this process."""
+    return functools.partial(run, "bench")
 
 
 def test_a_wrong_call_is_one_line_and_exit_code_2(run):

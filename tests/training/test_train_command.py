@@ -1,5 +1,6 @@
 """`ssmcourse train`: what it says and its exit codes, and several processes under torchrun."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -10,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 from trainings import figures, small, write_words
 
-from ssmcourse import cli
 from ssmcourse.training import Terminal, TrainingConfig, command
 from ssmcourse.training.records import Row, read_rows
 
@@ -43,18 +43,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Calls the command in this process: its exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ssmcourse", "train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return end.value.code or 0, out, err
-
-    return call
+def run(run):
+    """`ssmcourse train` in this process."""
+    return functools.partial(run, "train")
 
 
 def test_help(run):
